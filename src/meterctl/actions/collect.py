@@ -1,0 +1,67 @@
+"""Collect: usage rows become ledger events, page by page, each page one transaction."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from meterctl.actions.tally import Tally
+from meterctl.clock import Clock
+from meterctl.core.model import PAST_LIMIT
+from meterctl.ports import MeterLedger, Page, PageKey, RowSource, RowWindow
+
+LOOK_BACK = PAST_LIMIT - timedelta(hours=1)
+"""Rows younger than this are collected: the hour is for the time a run may take to send them."""
+
+EXPIRED_LOOK_BACK = 2 * PAST_LIMIT
+"""Rows between 35 days and this age enter the ledger once, as expired; older ones are not looked at."""
+
+
+def row_window(now: datetime, *, recent: timedelta | None, row_ids: tuple[str, ...] = ()) -> RowWindow:
+    """Return which rows a run at `now` looks at; `recent` shortens the look-back for frequent runs."""
+    fresh_from = now - LOOK_BACK
+    return RowWindow(
+        since=now - (recent if recent is not None else EXPIRED_LOOK_BACK),
+        until=now,
+        fresh_from=fresh_from,
+        expired_before=now - PAST_LIMIT,
+        row_ids=row_ids,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class Collection:
+    """One meter's collecting. `room` is how many more events the run may take in (None: any number)."""
+
+    source: RowSource
+    ledger: MeterLedger
+    clock: Clock
+    window: RowWindow
+    batch_size: int
+    tally: Tally
+    may_go_on: Callable[[], bool]
+    room: int | None = None
+
+    def run(self) -> None:
+        """Collect until the rows, the room or the time is used up; what is left is counted as remaining."""
+        key: PageKey | None = None
+        while self._has_room() and self.may_go_on():
+            page = self.source.collect(self.window, key, batch_size=self._page_size(), now=self.clock.now())
+            self._note(page)
+            if page.next_key is None:
+                return
+            key = page.next_key
+        self.tally.remaining += self.source.count_uncollected(self.window, key)
+
+    def _has_room(self) -> bool:
+        return self.room is None or self.room > 0
+
+    def _page_size(self) -> int:
+        return self.batch_size if self.room is None else min(self.batch_size, self.room)
+
+    def _note(self, page: Page) -> None:
+        if page.unstamped_row_ids:
+            self.ledger.stamp(page.unstamped_row_ids, now=self.clock.now())
+        for kind in page.kinds:
+            self.tally.collected(kind)
+            if self.room is not None and kind.outcome == "pending":
+                self.room -= kind.event_count

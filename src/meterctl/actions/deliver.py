@@ -1,0 +1,174 @@
+"""Deliver: claim, send, record, until the meter's lanes are empty or something says stop.
+
+No transaction is open while the network is used. Each tick is one transaction: answers recorded, rows stamped, the next
+events claimed. What an answer means for its event is decided in `core/state.py`, for the run in `actions/answers.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from meterctl.actions.answers import Answers
+from meterctl.clock import Clock, HostClock
+from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT, Heard
+from meterctl.core.pacing import WAITING_MAX
+from meterctl.core.state import Transition, advance
+from meterctl.errors import ExitCode, UnavailableError
+from meterctl.ports import Claimed, ClaimRequest, Dispatcher, Lock, MeterLedger, StopRequest
+
+TICK_S = 0.03
+"""How long answers are gathered before they are recorded together."""
+
+IN_FLIGHT_MAX = 128
+"""Calls at a time. The token bucket is the real limit."""
+
+AHEAD_FACTOR = 2
+"""Claims granted ahead of the calls in flight, so that a slow tick does not leave callers idle."""
+
+BUSY_WAIT_S = 1.0
+"""How long an event waits whose lane was taken when its next attempt was due."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeliveryLimits:
+    """What a run may do. `events_max` None: any number; `deadline_s` in the host clock's seconds."""
+
+    deadline_s: float
+    events_max: int | None
+    grace: timedelta
+    adopt_identifiers_until: datetime | None = None
+    in_flight_max: int = IN_FLIGHT_MAX
+
+
+@dataclass(kw_only=True, slots=True)
+class Delivery:
+    """One meter's delivery. `run` leaves no claim behind unless the process or the database dies."""
+
+    ledger: MeterLedger
+    dispatcher: Dispatcher
+    clock: Clock
+    host_clock: HostClock
+    limits: DeliveryLimits
+    answers: Answers
+    stop: StopRequest
+    lock: Lock
+    progress: Callable[[], None] = lambda: None
+    _after_customer: str = ""
+    _scan_ended: bool = False
+    _idle_customers: set[str] = field(default_factory=set)
+    _tried_count: int = 0
+
+    def run(self) -> None:
+        """Deliver what is due. Raises only when the ledger fails; then the next run takes over what was sent."""
+        while not self._finished():
+            self._tick(self.dispatcher.heard(timeout_s=self._patience_s()))
+            self.progress()
+        self.answers.tally.failed += len(self.answers.retries)
+
+    def _finished(self) -> bool:
+        if self.dispatcher.outstanding:
+            return False
+        nothing_left = self._scan_ended and not self._idle_customers and not self.answers.retries
+        return self.answers.stopped is not None or nothing_left or (self._fresh_max() == 0 and not self.answers.retries)
+
+    def _patience_s(self) -> float:
+        """Return how long to wait for answers: a tick, or where none can come until another attempt is due."""
+        if self.dispatcher.outstanding:
+            return TICK_S
+        due_s = self.answers.retries.next_due_s()
+        if due_s is None or self._idle_customers or not self._scan_ended:
+            return 0.0
+        return min(1.0, max(0.0, due_s - self.host_clock.elapsed_s()))
+
+    def _tick(self, heard: list[Heard]) -> None:
+        now = self.clock.now()
+        advanced = [(one, self._advance(one, now)) for one in heard]
+        for one, after in advanced:
+            self.answers.note(one, after, now=now, now_s=self.host_clock.elapsed_s())
+            self._idle_customers.add(one.claim.event.customer)
+        self._look_for_reasons_to_stop()
+        request = self._request(now)
+        elapsed_s, wall_s = self.host_clock.elapsed_s(), self.host_clock.wall_s()
+        if advanced or request:
+            claimed = self.ledger.exchange(advanced, request, now=now)
+            self.dispatcher.submit(claimed.claims, claimed_elapsed_s=elapsed_s, claimed_wall_s=wall_s)
+            self._take(claimed, request)
+
+    def _advance(self, one: Heard, now: datetime) -> Transition:
+        return advance(
+            one.claim,
+            one.outcome,
+            now=now,
+            grace=self.limits.grace,
+            adopt_identifiers_until=self.limits.adopt_identifiers_until,
+        )
+
+    def _look_for_reasons_to_stop(self) -> None:
+        now_s = self.host_clock.elapsed_s()
+        if self.stop.signal_number is not None:
+            self.answers.stop(ExitCode(128 + self.stop.signal_number), "asked to stop")
+        elif now_s >= self.limits.deadline_s:
+            self.answers.stop(ExitCode.UNAVAILABLE, "the run's maximum duration is over")
+        elif (verdict := self.answers.watch.verdict(now_s)) is not None:
+            self.answers.stop(ExitCode.UNAVAILABLE, f"Stripe is away: {verdict}")
+        try:
+            self.lock.keep()
+        except UnavailableError as error:
+            self.answers.stop(ExitCode.UNAVAILABLE, error.message)
+        if self.answers.stopped is not None:
+            self.dispatcher.cancel_queued()
+
+    def _request(self, now: datetime) -> ClaimRequest | None:
+        """Return what to claim next, or None where there is nothing to ask for."""
+        if self.answers.stopped is not None:
+            return None
+        retry_ids = self.answers.retries.take_due(self.host_clock.elapsed_s(), self._room())
+        fresh_max = self._fresh_max()
+        customers = sorted(self._idle_customers)[:fresh_max]
+        scan_max = 0 if self._scan_ended else fresh_max - len(customers)
+        if not retry_ids and not customers and scan_max <= 0:
+            return None
+        return ClaimRequest(
+            fresh_max=fresh_max,
+            customers=tuple(customers),
+            scan_max=scan_max,
+            after_customer=self._after_customer,
+            retry_ids=tuple(retry_ids),
+            now=now,
+            doubt_since=min(now, self.answers.stripe_date or now),
+            doubt_horizon=now - RESEND_LIMIT,
+            expired_before=now - PAST_LIMIT,
+        )
+
+    def _room(self) -> int:
+        return max(0, AHEAD_FACTOR * self.limits.in_flight_max - self.dispatcher.outstanding)
+
+    def _fresh_max(self) -> int:
+        """Return how many events that this run has not tried it may claim now."""
+        if len(self.answers.retries) >= WAITING_MAX:
+            return 0
+        if self.limits.events_max is None:
+            return self._room()
+        return max(0, min(self._room(), self.limits.events_max - self._tried_count))
+
+    def _take(self, claimed: Claimed, request: ClaimRequest | None) -> None:
+        """Note what was granted. A lost race is simply asked for again."""
+        if request is None:
+            return
+        self._keep_waiting(request, claimed)
+        self._tried_count += sum(claim.event.id not in request.retry_ids for claim in claimed.claims)
+        if claimed.lost_race:
+            self.host_clock.sleep(TICK_S)
+            return
+        self._idle_customers.difference_update(request.customers)
+        self._after_customer = claimed.after_customer
+        self._scan_ended = self._scan_ended or (request.scan_max > 0 and claimed.scan_ended)
+
+    def _keep_waiting(self, request: ClaimRequest, claimed: Claimed) -> None:
+        """Retries whose lane was busy wait a little; those that no lane of ours keeps from being claimed are dropped."""
+        granted = {claim.event.id for claim in claimed.claims}
+        left = [event_id for event_id in request.retry_ids if event_id not in granted]
+        if self.dispatcher.outstanding or claimed.lost_race:
+            self.answers.retries.requeue(left, at_s=self.host_clock.elapsed_s() + BUSY_WAIT_S)
+        else:
+            self.answers.tally.failed += len(left)

@@ -1,0 +1,72 @@
+"""Preview: what a report would do, read in a transaction PostgreSQL itself holds READ ONLY."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from meterctl.actions.collect import row_window
+from meterctl.actions.tally import Tally
+from meterctl.core.model import RESEND_LIMIT
+from meterctl.ports import KindCount, RowSource
+
+
+@dataclass(kw_only=True, slots=True)
+class Plan:
+    """What one meter's report would send. `calls` is one per event; `customers` counts distinct ones."""
+
+    event_name: str
+    tally: Tally
+    events: int = 0
+    units: Decimal = Decimal(0)
+    customers: int = 0
+    oldest: datetime | None = None
+    held_ids: list[str] = field(default_factory=list)
+
+    def minutes(self, rate_per_s: float | None) -> float | None:
+        """Return how long the calls take at the rate limit; None where there is none."""
+        return None if rate_per_s is None else round(self.events / rate_per_s / 60, 1)
+
+
+def preview(
+    event_name: str,
+    source: RowSource,
+    now: datetime,
+    *,
+    recent: timedelta | None,
+    row_ids: tuple[str, ...] = (),
+    limit: int | None = None,
+) -> Plan:
+    """Return what a report of this meter would do at `now`. Nothing is written, nothing is sent."""
+    window = row_window(now, recent=recent, row_ids=row_ids)
+    plan = Plan(event_name=event_name, tally=Tally(event_name=event_name))
+    kinds = source.preview(window, doubt_horizon=now - RESEND_LIMIT)
+    for kind in kinds:
+        _note(plan, kind)
+    plan.tally.remaining = plan.events
+    if limit is not None:
+        plan.events = min(plan.events, limit)
+    return plan
+
+
+def _note(plan: Plan, kind: KindCount) -> None:
+    if kind.outcome == "pending":
+        plan.events += kind.event_count
+        plan.units += kind.units
+        plan.customers = max(plan.customers, kind.customer_count)
+        plan.oldest = min((i for i in (plan.oldest, kind.oldest) if i), default=None)
+    elif kind.outcome == "held":
+        plan.tally.held += kind.event_count
+        plan.tally.problem("held", kind.sample_ids, count=kind.event_count)
+    else:
+        plan.tally.collected(kind)
+
+
+def oldest(plans: Iterable[Plan]) -> datetime | None:
+    """Return the oldest usage any of the plans would send."""
+    return min((plan.oldest for plan in plans if plan.oldest), default=None)
+
+
+def events(plans: Sequence[Plan]) -> int:
+    """Return how many calls all plans together would make."""
+    return sum(plan.events for plan in plans)

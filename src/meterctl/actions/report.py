@@ -1,0 +1,203 @@
+"""Report: take over what dead runs left, expire, collect, deliver, and say what came of it, meter by meter."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from meterctl.actions.answers import Answers, Stopped
+from meterctl.actions.collect import Collection, row_window
+from meterctl.actions.deliver import Delivery, DeliveryLimits
+from meterctl.actions.tally import Tally, summed
+from meterctl.clock import Clock, HostClock
+from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT
+from meterctl.core.pacing import OutageWatch
+from meterctl.errors import ExitCode
+from meterctl.logs import get_logger
+from meterctl.ports import Dispatcher, Lock, MeterLedger, RowSource, StopRequest
+
+log = get_logger()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportOptions:
+    """What was asked for. `limit` None: no limit; `recent` None: the full look-back."""
+
+    batch_size: int = 500
+    limit: int | None = None
+    max_duration: timedelta = timedelta(hours=3)
+    lock_timeout_s: float = 0.0
+    recent: timedelta | None = None
+    row_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeterJob:
+    """One meter's part of a run: its adapters, ready to work."""
+
+    event_name: str
+    source: RowSource
+    ledger: MeterLedger
+    adopt_identifiers_until: datetime | None = None
+
+
+class Locks(Lock, Protocol):
+    """The run's locks, one per meter."""
+
+    def acquire(self, event_name: str, *, timeout_s: float, stopping: Callable[[], bool]) -> bool:
+        """Try to take the meter's lock, for at most `timeout_s` seconds."""
+        ...
+
+    def holder(self, event_name: str) -> str:
+        """Return who holds it."""
+        ...
+
+
+@dataclass(kw_only=True, slots=True)
+class ReportResult:
+    """What a run did. `notes` are sentences for stderr; `exit_code` follows from all of it."""
+
+    tallies: list[Tally] = field(default_factory=list)
+    codes: list[ExitCode] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def totals(self) -> Tally:
+        """All meters together."""
+        return summed(self.tallies)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The worst of what happened."""
+        return ExitCode.worst(self.codes)
+
+
+@dataclass(kw_only=True, slots=True)
+class Report:
+    """One run over several meters. Ports come in ready; `dispatcher` opens one for each meter."""
+
+    options: ReportOptions
+    livemode: bool
+    grace: timedelta
+    clock: Clock
+    host_clock: HostClock
+    locks: Locks
+    dispatcher: Callable[[], AbstractContextManager[Dispatcher]]
+    stop: StopRequest
+    jitter: Callable[[], float] = random.random
+    progress: Callable[[Tally], None] = lambda _: None
+    result: ReportResult = field(default_factory=ReportResult)
+    _deadline_s: float = field(init=False)
+    _stopped: Stopped | None = None
+
+    def __post_init__(self) -> None:
+        self._deadline_s = self.host_clock.elapsed_s() + self.options.max_duration.total_seconds()
+
+    def run(self, jobs: Mapping[str, Callable[[], MeterJob]]) -> ReportResult:
+        """Work through the meters (event_name → how to open its job); a locked one leaves the others running."""
+        for event_name, open_job in jobs.items():
+            if self._stopped is not None or self.stop.requested:
+                break
+            if self._locked_out(event_name):
+                continue
+            tally = Tally(event_name=event_name)
+            self.result.tallies.append(tally)
+            self._meter(open_job(), tally)
+            self.result.codes += _codes(tally, limited=self.options.limit is not None)
+        if self.stop.signal_number is not None:
+            self.result.codes.append(ExitCode(128 + self.stop.signal_number))
+        return self.result
+
+    def _locked_out(self, event_name: str) -> bool:
+        if self.locks.acquire(
+            event_name, timeout_s=self.options.lock_timeout_s, stopping=lambda: self.stop.requested
+        ):
+            return False
+        self.result.codes.append(ExitCode.LOCKED)
+        self.result.notes.append(f"{event_name}: locked by {self.locks.holder(event_name)}")
+        return True
+
+    def _meter(self, job: MeterJob, tally: Tally) -> None:
+        self._put_in_order(job, tally)
+        self._collect(job, tally)
+        self._deliver(job, tally)
+        self._count_open(job, tally)
+
+    def _put_in_order(self, job: MeterJob, tally: Tally) -> None:
+        taken_over = job.ledger.take_over()
+        if taken_over:
+            log.info("taken_over", event_name=job.event_name, events=taken_over)
+        expired = job.ledger.expire(expired_before=self.clock.now() - PAST_LIMIT)
+        if expired:
+            tally.expired += len(expired)
+            tally.problem("expired", expired, count=len(expired))
+
+    def _collect(self, job: MeterJob, tally: Tally) -> None:
+        now = self.clock.now()
+        room = self._events_left()
+        if room is not None:
+            room = max(0, room - job.ledger.count_deliverable(room, doubt_horizon=now - RESEND_LIMIT))
+        Collection(
+            source=job.source,
+            ledger=job.ledger,
+            clock=self.clock,
+            window=row_window(now, recent=self.options.recent, row_ids=self.options.row_ids),
+            batch_size=self.options.batch_size,
+            tally=tally,
+            may_go_on=self._may_go_on,
+            room=room,
+        ).run()
+
+    def _may_go_on(self) -> bool:
+        self.locks.keep()
+        return not self.stop.requested and self.host_clock.elapsed_s() < self._deadline_s
+
+    def _events_left(self) -> int | None:
+        if self.options.limit is None:
+            return None
+        return max(0, self.options.limit - sum(t.reported + t.failed for t in self.result.tallies))
+
+    def _deliver(self, job: MeterJob, tally: Tally) -> None:
+        watch = OutageWatch(started_s=self.host_clock.elapsed_s())
+        answers = Answers(tally=tally, livemode=self.livemode, watch=watch, jitter=self.jitter)
+        limits = DeliveryLimits(
+            deadline_s=self._deadline_s,
+            events_max=self._events_left(),
+            grace=self.grace,
+            adopt_identifiers_until=job.adopt_identifiers_until,
+        )
+        with self.dispatcher() as dispatcher:
+            Delivery(
+                ledger=job.ledger,
+                dispatcher=dispatcher,
+                clock=self.clock,
+                host_clock=self.host_clock,
+                limits=limits,
+                answers=answers,
+                stop=self.stop,
+                lock=self.locks,
+                progress=lambda: self.progress(tally),
+            ).run()
+        if answers.stopped is not None:
+            self.result.codes.append(answers.stopped.code)
+            self.result.notes.append(f"{job.event_name}: {answers.stopped.reason}")
+            self._stopped = answers.stopped if answers.stopped.whole_run else None
+
+    def _count_open(self, job: MeterJob, tally: Tally) -> None:
+        left = job.ledger.count_open(doubt_horizon=self.clock.now() - RESEND_LIMIT)
+        tally.remaining += left.untried_count
+        tally.held += left.held_count
+        if left.held_count:
+            tally.problem("held", left.held_ids, count=left.held_count)
+        if tally.late:
+            tally.problem("late", [], count=tally.late)
+
+
+def _codes(tally: Tally, *, limited: bool) -> Sequence[ExitCode]:
+    """Return what one meter's counts mean for the exit code; reasons to stop are added by who knows them."""
+    codes = [ExitCode.PROBLEMS] if tally.problems else []
+    if tally.failed or (tally.remaining and not limited):
+        codes.append(ExitCode.UNAVAILABLE)
+    return codes

@@ -1,0 +1,95 @@
+"""What a run did, counted: the figures of `--json`, of the summary line and of the exit code."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from meterctl.core.model import Problem
+from meterctl.core.value import LOCAL_PREFIX, formatted
+from meterctl.ports import KindCount
+
+SAMPLES_MAX = 5
+
+HINTS = {
+    "identifier_taken": "Stripe knew this identifier before we sent it: `meterctl ledger list --code identifier_taken`",
+    "expired": "older than the 35 days Stripe takes: `meterctl ledger waive --code expired --reason …` once noted",
+    "held": "in doubt for 23 h or more, so not sent again: `meterctl ledger list --state in_doubt`",
+    "not_permitted": "check the key's permissions; the events stay due",
+    "meter_unavailable": "create or reactivate the meter in Stripe; the events stay due",
+    "unknown_meter": "no configured meter has this event_name any more: restore it, or waive its events",
+}
+"""Problem → what to do next; other rejections are mended at their cause and retried."""
+
+RETRY_HINT = "mend the cause, then `meterctl ledger retry --code {code} --reason …`"
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """Counts of one meter, in usage rows. `duplicate` and `late` are parts of `reported`."""
+
+    event_name: str
+    reported: int = 0
+    duplicate: int = 0
+    late: int = 0
+    skipped: int = 0
+    rejected: int = 0
+    failed: int = 0
+    expired: int = 0
+    held: int = 0
+    remaining: int = 0
+    units: Decimal = Decimal(0)
+    late_units: Decimal = Decimal(0)
+    problems: dict[str, Problem] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Everything this run dealt with; what a limit or the deadline left is outside."""
+        return self.reported + self.skipped + self.rejected + self.failed + self.expired + self.held
+
+    def collected(self, kind: KindCount) -> None:
+        """Count what collecting found; pending events are counted when they are delivered."""
+        if kind.outcome == "skipped":
+            self.skipped += kind.event_count
+        elif kind.outcome == "rejected":
+            self.rejected += kind.event_count
+            self.problem(kind.code or LOCAL_PREFIX, kind.sample_ids, count=kind.event_count)
+        elif kind.outcome == "expired":
+            self.expired += kind.event_count
+            self.problem("expired", kind.sample_ids, count=kind.event_count)
+
+    def problem(self, code: str, sample_ids: Iterable[str], *, count: int = 1) -> None:
+        """Note something for a person."""
+        if code not in self.problems:
+            self.problems[code] = Problem(code=code, hint=HINTS.get(code, RETRY_HINT.format(code=code)))
+        problem = self.problems[code]
+        problem.count += count
+        problem.sample_ids += list(sample_ids)[: SAMPLES_MAX - len(problem.sample_ids)]
+
+    def figures(self) -> dict[str, int | str]:
+        """Return the counts under the names `--json` uses."""
+        return {
+            "total": self.total,
+            "reported": self.reported,
+            "duplicate": self.duplicate,
+            "late": self.late,
+            "skipped": self.skipped,
+            "rejected": self.rejected,
+            "failed": self.failed,
+            "expired": self.expired,
+            "held": self.held,
+            "remaining": self.remaining,
+            "units": formatted(self.units),
+        }
+
+
+def summed(tallies: Iterable[Tally]) -> Tally:
+    """Return all meters' counts as one, problems merged."""
+    total = Tally(event_name="")
+    for tally in tallies:
+        for name in ("reported", "duplicate", "late", "skipped", "rejected", "failed", "expired", "held", "remaining"):
+            setattr(total, name, getattr(total, name) + getattr(tally, name))
+        total.units += tally.units
+        total.late_units += tally.late_units
+        for problem in tally.problems.values():
+            total.problem(problem.code, problem.sample_ids, count=problem.count)
+    return total

@@ -1,0 +1,46 @@
+"""The command line: a file per group, each of which parses, wires, calls one action, renders and gives the exit code."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meterctl import __version__
+from meterctl.cli import db, ledger, report, sandbox, summary
+
+app = typer.Typer(
+    name="meterctl",
+    help="Report metered usage from PostgreSQL to Stripe Billing Meters: every unit exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 -- Typer's signature of an eager option
+    if wanted:
+        typer.echo(f"meterctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", help="Configuration file (TOML).", metavar="FILE")
+    ] = None,
+    version: Annotated[  # noqa: ARG001 -- eager, answered by its callback
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    context.obj = config
+
+
+report.register(app)
+summary.register(app)
+app.add_typer(ledger.app, name="ledger")
+app.add_typer(db.app, name="db")
+app.add_typer(sandbox.app, name="sandbox")
+sandbox.register(app)

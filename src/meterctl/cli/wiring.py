@@ -1,0 +1,59 @@
+"""What commands share before they act: settings, logs, the database, and asking a person."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from meterctl.errors import UsageError
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from meterctl.settings import Settings
+
+
+def open_settings(
+    context: typer.Context, *, flags: Mapping[str, object] | None = None, verbose: bool = False, no_color: bool = False
+) -> "Settings":
+    """Read the settings (flag > environment > file > default) and set up the logs so that no secret passes them."""
+    from meterctl.logs import configure_logs, get_logger  # noqa: PLC0415 -- keeps --help fast
+    from meterctl.settings import load_settings  # noqa: PLC0415 -- keeps --help fast
+
+    file: Path | None = context.find_root().obj
+    settings = load_settings(config_file=file, environ=os.environ, flags=flags or {})
+    configure_logs(
+        sys.stderr,
+        level="info" if verbose else "warning",
+        console=sys.stderr.isatty(),
+        secrets=settings.secrets,
+        colour=not no_color,
+    )
+    for warning in settings.warnings:
+        get_logger().warning("settings", warning=warning)
+    return settings
+
+
+@contextmanager
+def open_database(settings: "Settings") -> "Iterator[psycopg.Connection]":
+    """Open the database and check that its schema is ours. Raises the MeterctlError that fits."""
+    from meterctl.postgres.connect import connect  # noqa: PLC0415 -- keeps --help fast
+    from meterctl.postgres.migrate import require_schema  # noqa: PLC0415 -- keeps --help fast
+    from meterctl.postgres.runs import run_label  # noqa: PLC0415 -- keeps --help fast
+
+    with connect(settings.database_url.get_secret_value(), application_name=run_label()) as connection:
+        require_schema(connection)
+        yield connection
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Ask on a terminal; without one `--yes` must have been given. Raises UsageError where nobody can be asked."""
+    if yes:
+        return True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("this asks first, and there is no terminal to ask on", hint="look at what it shows, then add --yes")
+    return typer.confirm(question, err=True)

@@ -1,0 +1,34 @@
+"""Why a row cannot be sent: the local problems, in the words an operator reads."""
+
+from decimal import Decimal
+
+DIGITS_MAX = 15
+"""Most digits of a value (Stripe changelog 2026-04-22.dahlia, "billing meter event values validation")."""
+
+PLACES_MAX = 12
+"""Most decimal places we send; seen as a limit in another project, not confirmed by Stripe."""
+
+LOCAL_PREFIX = "local:"
+"""Codes that begin so were decided here: nothing was sent."""
+
+LOCAL_PROBLEMS = {
+    "local:no_occurred_at": "has no time of usage",
+    "local:no_identifier": "lacks a column of its identifier",
+    "local:ambiguous_customer": "has two subscriptions equally new that name different customers",
+    "local:no_customer_id": "has a subscription without a Stripe customer id",
+    "local:value_missing": "has no quantity",
+    "local:value_not_a_number": "has the quantity NaN",
+    "local:value_infinite": "has an infinite quantity",
+    "local:value_negative": "has a negative quantity; only a meter with values = \"decimal\" may send it",
+    "local:value_fractional": "has a fractional quantity; only a meter with values = \"decimal\" may send it",
+    "local:value_too_many_digits": f"has a quantity of more than {DIGITS_MAX} digits",
+    "local:value_too_many_places": f"has a quantity of more than {PLACES_MAX} decimal places",
+    "local:identifier_collision": "would have the identifier of another event",
+}
+"""Code → what is wrong with the row. Order is precedence; `rows.sql` decides which one holds."""
+
+
+def formatted(value: Decimal) -> str:
+    """Given a finite value, return it without an exponent and without trailing zeros: what Stripe accepts."""
+    text = format(value, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,186 @@
+"""What the actions need from the outside, in the words of the design. Adapters: `postgres/`, `stripe_api/`, `dispatch`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Protocol
+
+from meterctl.core.model import Claim, Heard, MeterEvent, Outcome
+from meterctl.core.state import Transition
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageKey:
+    """Where a page of rows ended: go on behind it."""
+
+    occurred_at: datetime | None
+    row_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KindCount:
+    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped or held; `code` a `local:` code."""
+
+    outcome: str
+    code: str | None
+    event_count: int
+    units: Decimal
+    sample_ids: tuple[str, ...] = ()
+    customer_count: int = 0
+    oldest: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """What collecting one page of rows did. `next_key` is None behind the last page."""
+
+    next_key: PageKey | None
+    unstamped_row_ids: tuple[str, ...]
+    kinds: tuple[KindCount, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowWindow:
+    """Which rows a run looks at. `since` is inclusive; rows between `expired_before` and `fresh_from` wait a little."""
+
+    since: datetime
+    until: datetime
+    fresh_from: datetime
+    expired_before: datetime
+    row_ids: tuple[str, ...] = ()
+
+
+class RowSource(Protocol):
+    """Usage rows of one meter."""
+
+    def collect(self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime) -> Page:
+        """Turn the next page of rows into ledger events, in one transaction."""
+        ...
+
+    def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
+        """Return what collecting and delivering everything would do; writes nothing."""
+        ...
+
+    def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:
+        """Return how many unreported rows behind the key have no event."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClaimRequest:
+    """What to claim: events by id that wait for another attempt, then at most `fresh_max` this run has not tried.
+
+    Those come one per lane, from the lanes of `customers` and of the next `scan_max` lanes behind `after_customer`.
+    """
+
+    fresh_max: int
+    customers: tuple[str, ...]
+    scan_max: int
+    after_customer: str
+    retry_ids: tuple[int, ...]
+    now: datetime
+    doubt_since: datetime
+    doubt_horizon: datetime
+    expired_before: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claimed:
+    """Claims granted, and the lane at which the scan stopped.
+
+    `lost_race`: another run claimed a lane at the same time, so nothing was granted this time.
+    """
+
+    claims: tuple[Claim, ...] = ()
+    after_customer: str = ""
+    scan_ended: bool = True
+    lost_race: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenCounts:
+    """What is left of a meter: held for a person, and due but not tried by this run."""
+
+    held_count: int
+    held_ids: tuple[str, ...]
+    untried_count: int
+
+
+class MeterLedger(Protocol):
+    """The ledger of one meter, as one run sees it."""
+
+    def take_over(self) -> int:
+        """Turn other runs' `sending` into `in_doubt`; the caller holds the meter's lock."""
+        ...
+
+    def expire(self, *, expired_before: datetime) -> list[str]:
+        """Expire what was never processed and is too old now; return the rows' ids."""
+        ...
+
+    def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:
+        """Stamp usage rows whose event is accepted; locked rows are left for later. Return how many were stamped."""
+        ...
+
+    def exchange(
+        self, answers: Sequence[tuple[Heard, Transition]], request: ClaimRequest | None, *, now: datetime
+    ) -> Claimed:
+        """Record answers, stamp accepted rows and claim what is next: one transaction."""
+        ...
+
+    def count_deliverable(self, limit: int, *, doubt_horizon: datetime) -> int:
+        """Return how many events wait to be delivered, counting no further than `limit`."""
+        ...
+
+    def count_open(self, *, doubt_horizon: datetime) -> OpenCounts:
+        """Return what a run leaves open."""
+        ...
+
+
+class MeterEvents(Protocol):
+    """Stripe's side: one event a call."""
+
+    def create(self, event: MeterEvent, *, idempotency_key: str) -> Outcome:
+        """Send the event once and say what came of it. Never raises for anything the far side or the network does."""
+        ...
+
+
+class Dispatcher(Protocol):
+    """Carries out claims, perhaps many at a time."""
+
+    @property
+    def outstanding(self) -> int:
+        """How many submitted claims have not been handed back by `heard`."""
+        ...
+
+    def submit(self, claims: Sequence[Claim], *, claimed_elapsed_s: float, claimed_wall_s: float) -> None:
+        """Queue claims; the clock readings were taken before they were committed."""
+        ...
+
+    def heard(self, *, timeout_s: float) -> list[Heard]:
+        """Return the outcomes that are in, waiting at most `timeout_s` for the first."""
+        ...
+
+    def cancel_queued(self) -> None:
+        """Send nothing more: claims not under way come back from `heard` as not sent."""
+        ...
+
+
+class Lock(Protocol):
+    """The lock of the meter being worked on."""
+
+    def keep(self) -> None:
+        """Keep it. Raises UnavailableError when it is lost."""
+        ...
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """Set by a signal: finish what is in flight, start nothing new."""
+
+    signal_number: int | None = field(default=None)
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody asked us to stop."""
+        return self.signal_number is not None

@@ -1,0 +1,194 @@
+"""The ledger of one meter as one run sees it: claims are committed before a byte goes out, answers as they come in."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from meterctl.core.model import Claim, Heard, MeterEvent, State
+from meterctl.core.state import Transition
+from meterctl.logs import get_logger
+from meterctl.ports import Claimed, ClaimRequest, OpenCounts
+from meterctl.postgres.connect import transaction
+from meterctl.postgres.queries import query
+
+Stamp = Callable[[Sequence[str]], int]
+
+LOST_RACE = (pg.UniqueViolation, pg.DeadlockDetected, pg.LockNotAvailable)
+"""Another run claimed one of these lanes at the same time. Its claim stands; ours is asked for again."""
+
+log = get_logger()
+
+
+class PostgresMeterLedger:
+    """`MeterLedger` on PostgreSQL. `stamp_rows` marks usage rows within the transaction it is called in."""
+
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        *,
+        meter: str,
+        event_name: str,
+        run_id: int,
+        stamp_rows: Callable[[Sequence[str], datetime], int],
+        row_ids: tuple[str, ...] = (),
+    ) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._stamp_rows = stamp_rows
+        self._scope = {"meter": meter, "event_name": event_name, "run_id": run_id, "row_ids": list(row_ids)}
+        self._only = sql.SQL("e.meter = %(meter)s AND e.source_row_id = ANY (%(row_ids)s)" if row_ids else "true")
+
+    def take_over(self) -> int:
+        """Turn other runs' `sending` into `in_doubt`; the caller holds the meter's lock."""
+        with transaction(self._connection):
+            return self._connection.execute(query("ledger", "take_over"), self._scope).rowcount
+
+    def expire(self, *, expired_before: datetime) -> list[str]:
+        """Expire what was never processed and is too old now; return the rows' ids."""
+        with transaction(self._connection):
+            rows = self._connection.execute(
+                query("ledger", "expire"), self._scope | {"expired_before": expired_before}
+            ).fetchall()
+        return [row[0] for row in rows]
+
+    def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:
+        """Stamp usage rows whose event is accepted; locked rows are left for later. Return how many were stamped."""
+        with transaction(self._connection):
+            return self._stamped(row_ids, now)
+
+    def exchange(
+        self, answers: Sequence[tuple[Heard, Transition]], request: ClaimRequest | None, *, now: datetime
+    ) -> Claimed:
+        """Record answers, stamp accepted rows and claim what is next: one transaction, durable when this returns."""
+        with transaction(self._connection):
+            recorded = self._record(answers)
+            rows = (heard.claim.source_row_id for heard, after in answers
+                    if after.state is State.ACCEPTED and heard.claim.event.id in recorded)
+            self._stamped([row for row in rows if row is not None], now)
+            return self._claimed(request) if request else Claimed()
+
+    def _record(self, answers: Sequence[tuple[Heard, Transition]]) -> set[int]:
+        if not answers:
+            return set()
+        rows = self._connection.execute(query("ledger", "record"), _columns(answers) | {"run_id": self._run_id})
+        return {row[0] for row in rows.fetchall()}
+
+    def _stamped(self, row_ids: Sequence[str], now: datetime) -> int:
+        """Stamp within a savepoint: neither a lock nor a trigger of the application may lose what was recorded."""
+        if not row_ids:
+            return 0
+        try:
+            with self._connection.transaction():
+                count = self._stamp_rows(row_ids, now)
+                # Deferred triggers of the application fail here, inside the savepoint, and not at our commit.
+                self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        except psycopg.Error as error:
+            if self._connection.closed:
+                raise
+            log.warning("stamp_failed", rows=len(row_ids), error=str(error).splitlines()[0])
+            return 0
+        return count
+
+    def _claimed(self, request: ClaimRequest) -> Claimed:
+        try:
+            with self._connection.transaction():
+                again = self._claim_again(request)
+                fresh = self._claim_fresh(request)
+        except LOST_RACE:
+            return Claimed(after_customer=request.after_customer, scan_ended=False, lost_race=True)
+        return Claimed(
+            claims=(*again, *fresh.claims), after_customer=fresh.after_customer, scan_ended=fresh.scan_ended
+        )
+
+    def _claim_again(self, request: ClaimRequest) -> tuple[Claim, ...]:
+        if not request.retry_ids:
+            return ()
+        rows = self._fetch("claim_again", self._claim_parameters(request))
+        return tuple(_claim(row, self._run_id) for row in rows)
+
+    def _claim_fresh(self, request: ClaimRequest) -> Claimed:
+        if not request.customers and request.scan_max <= 0:
+            return Claimed(after_customer=request.after_customer, scan_ended=False)
+        rows = self._fetch("claim_fresh", self._claim_parameters(request))
+        return Claimed(
+            claims=tuple(_claim(row, self._run_id) for row in rows if row["id"] is not None),
+            after_customer=rows[0]["last_customer"] or request.after_customer,
+            scan_ended=rows[0]["lanes_scanned"] < request.scan_max,
+        )
+
+    def _claim_parameters(self, request: ClaimRequest) -> dict[str, Any]:
+        return self._scope | {
+            "ids": list(request.retry_ids),
+            "customers": list(request.customers),
+            "scan_max": request.scan_max,
+            "after_customer": request.after_customer,
+            "now": request.now,
+            "doubt_since": request.doubt_since,
+            "doubt_horizon": request.doubt_horizon,
+            "expired_before": request.expired_before,
+        }
+
+    def _fetch(self, name: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        claim = sql.SQL(query("ledger", "claim"))
+        text = sql.SQL(query("ledger", name)).format(claim=claim, only=self._only)
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(text, parameters).fetchall()
+
+    def count_deliverable(self, limit: int, *, doubt_horizon: datetime) -> int:
+        """Return how many events wait to be delivered, counting no further than `limit`."""
+        with transaction(self._connection, read_only=True):
+            rows = self._fetch("count_deliverable", self._scope | {"doubt_horizon": doubt_horizon, "limit": limit})
+        return int(rows[0]["count"])
+
+    def count_open(self, *, doubt_horizon: datetime) -> OpenCounts:
+        """Return what a run leaves open."""
+        with transaction(self._connection, read_only=True):
+            row = self._fetch("count_open", self._scope | {"doubt_horizon": doubt_horizon})[0]
+        return OpenCounts(
+            held_count=row["held_count"], held_ids=tuple(row["held_ids"] or ()), untried_count=row["untried_count"]
+        )
+
+
+def _columns(answers: Sequence[tuple[Heard, Transition]]) -> dict[str, Any]:
+    """Return the answers as one array per column, for `unnest`."""
+    after = [transition for _, transition in answers]
+    claims = [heard.claim for heard, _ in answers]
+    return {
+        "ids": [claim.event.id for claim in claims],
+        "attempt_counts": [claim.attempt_count for claim in claims],
+        "states": [t.state.value for t in after],
+        "answers_heards": [t.answers_heard for t in after],
+        "ever_in_doubts": [t.ever_in_doubt for t in after],
+        "settled_bys": [t.settled_by.value if t.settled_by else None for t in after],
+        "accepted_ats": [t.accepted_at for t in after],
+        "lates": [t.late for t in after],
+        "error_codes": [t.error_code for t in after],
+        "error_messages": [t.error_message for t in after],
+        "request_ids": [t.request_id for t in after],
+    }
+
+
+def _claim(row: Mapping[str, Any], run_id: int) -> Claim:
+    return Claim(
+        event=MeterEvent(
+            id=row["id"],
+            event_name=row["event_name"],
+            customer=row["customer"],
+            identifier=row["identifier"],
+            payload=row["payload"],
+            timestamp=row["sent_timestamp"],
+        ),
+        run_id=run_id,
+        attempt_count=row["attempt_count"],
+        answers_heard=row["answers_heard"],
+        claimed_from=State(row["claimed_from"]),
+        ever_in_doubt=row["ever_in_doubt"],
+        source_row_id=row["source_row_id"],
+        quantity=row["quantity"],
+        period_end=row["period_end"],
+    )

@@ -1,0 +1,261 @@
+"""Usage rows of one meter: the configuration's names become SQL here, and each page of rows becomes ledger events."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, LiteralString, cast
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from meterctl.core.identifier import HASHED_PREFIX_LENGTH, IDENTIFIER_LENGTH_MAX, Column
+from meterctl.core.value import DIGITS_MAX, LOCAL_PROBLEMS, PLACES_MAX
+from meterctl.errors import ConfigurationError
+from meterctl.ports import KindCount, Page, PageKey, RowWindow
+from meterctl.postgres.catalog import TableInfo, table_info
+from meterctl.postgres.connect import transaction
+from meterctl.postgres.queries import query
+from meterctl.settings.meters import RowsMeter
+from meterctl.settings.model import LookupSettings
+
+LIVE_STATUSES = ("active", "trialing", "past_due")
+"""Statuses of a subscription that pays, where its end is not mapped to a column."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerOwner:
+    """Whose ledger it is: the Stripe account, and its mode."""
+
+    account: str
+    livemode: bool
+
+
+class PostgresRows:
+    """`RowSource` and the stamping of rows. `key` is the meter's key in the configuration."""
+
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        key: str,
+        meter: RowsMeter,
+        lookups: Mapping[str, LookupSettings],
+        owner: LedgerOwner,
+    ) -> None:
+        self._connection = connection
+        self._key = key
+        self._meter = meter
+        self._lookups = lookups
+        self._owner = owner
+        with transaction(connection, read_only=True):
+            found = table_info(connection, meter.table_parts)
+        if found is None:
+            raise ConfigurationError(f"meter {key}: there is no table {meter.table}", hint="run `meterctl db check`")
+        self._table: TableInfo = found
+
+    def collect(self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime) -> Page:
+        """Turn the next page of rows into ledger events, in one transaction."""
+        text = self._compose(query("rows", "collect"), classify=self._classify(window, after))
+        parameters = self._parameters(window, after) | {
+            "batch_size": batch_size, "now": now,
+            "account": self._owner.account, "livemode": self._owner.livemode,
+        }
+        with transaction(self._connection):
+            rows = self._fetch(text, parameters)
+        first = rows[0]
+        return Page(
+            next_key=self._next_key(first, after, batch_size),
+            unstamped_row_ids=tuple(first["unstamped_ids"] or ()),
+            kinds=tuple(_kind_count(row) for row in rows if row["outcome"] is not None),
+        )
+
+    def _next_key(self, page: Mapping[str, Any], after: PageKey | None, batch_size: int) -> PageKey | None:
+        """Dated rows come first, then those without a date, where the column allows them."""
+        if page["row_count"] == batch_size:
+            return PageKey(occurred_at=page["last_occurred_at"], row_id=page["last_id"])
+        dated = after is None or after.occurred_at is not None
+        if dated and self._table.columns[self._meter.occurred_at].nullable:
+            return PageKey(occurred_at=None, row_id="")
+        return None
+
+    def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
+        """Return what collecting and delivering everything would do, in a transaction PostgreSQL holds READ ONLY."""
+        keys = [None, PageKey(occurred_at=None, row_id="")] if self._has_undated() else [None]
+        return [kind for key in keys for kind in self._preview(window, key, doubt_horizon)]
+
+    def _has_undated(self) -> bool:
+        return self._table.columns[self._meter.occurred_at].nullable
+
+    def _preview(self, window: RowWindow, after: PageKey | None, doubt_horizon: datetime) -> list[KindCount]:
+        ledger_filter = sql.SQL("true")
+        if after is not None:
+            ledger_filter = sql.SQL("false")  # the ledger's own events were counted with the dated rows
+        elif window.row_ids:
+            ledger_filter = sql.SQL("meter = %(meter)s AND source_row_id = ANY (%(row_ids)s)")
+        text = self._compose(
+            query("rows", "preview"), classify=self._classify(window, after), ledger_filter=ledger_filter
+        )
+        parameters = self._parameters(window, after) | {"batch_size": None, "doubt_horizon": doubt_horizon}
+        with transaction(self._connection, read_only=True):
+            return [_kind_count(row) for row in self._fetch(text, parameters)]
+
+    def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:
+        """Return how many unreported rows behind the key have no event."""
+        text = self._compose(query("rows", "count_uncollected"), page_filter=self._page_filter(window, after))
+        with transaction(self._connection, read_only=True):
+            return int(self._fetch(text, self._parameters(window, after))[0]["count"])
+
+    def classified(self, row_ids: Sequence[str], window: RowWindow) -> list[dict[str, Any]]:
+        """Return the rows as collecting them would see them now, whatever event they have. For `ledger retry`."""
+        text = self._classify(window, None)
+        return self._fetch(text, self._parameters(window, None) | {"batch_size": len(row_ids)})
+
+    def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:
+        """Stamp the rows that are neither stamped nor locked, within the caller's transaction; return how many."""
+        cursor = self._connection.execute(
+            self._compose(query("rows", "stamp"), id_type=sql.SQL(self._id_type)), {"row_ids": list(row_ids), "now": now}
+        )
+        return cursor.rowcount
+
+    @property
+    def _id_type(self) -> LiteralString:
+        """The id column's type, as PostgreSQL itself writes it: safe to stand in SQL."""
+        return cast("LiteralString", self._table.columns[self._meter.id].type)
+
+    def _fetch(self, text: sql.Composed, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        try:
+            with self._connection.cursor(row_factory=dict_row) as cursor:
+                return cursor.execute(text, parameters).fetchall()
+        except (pg.SyntaxErrorOrAccessRuleViolation, pg.DataException) as error:
+            if isinstance(error, pg.InsufficientPrivilege):
+                raise
+            where = f" (its `where` is: {self._meter.where})" if self._meter.where else ""
+            raise ConfigurationError(
+                f"meter {self._key}: PostgreSQL cannot read the rows of {self._meter.table}{where}:"
+                f" {str(error).splitlines()[0]}",
+                hint="correct the meter in the configuration, then run `meterctl db check`",
+            ) from error
+
+    def _parameters(self, window: RowWindow, after: PageKey | None) -> dict[str, Any]:
+        return {
+            "meter": self._key,
+            "event_name": self._meter.event_name,
+            "table_name": self._meter.table,
+            "since": window.since,
+            "until": window.until,
+            "fresh_from": window.fresh_from,
+            "expired_before": window.expired_before,
+            "row_ids": list(window.row_ids),
+            "after_occurred_at": after.occurred_at if after else None,
+            "after_id": after.row_id if after else None,
+            "identifier_length_max": IDENTIFIER_LENGTH_MAX,
+            "hashed_prefix_length": HASHED_PREFIX_LENGTH,
+            "whole": self._meter.values == "whole",
+            "digits_max": DIGITS_MAX,
+            "places_max": PLACES_MAX,
+            "customer_payload_key": self._meter.customer_payload_key,
+            "value_payload_key": self._meter.value_payload_key,
+            "problem_codes": list(LOCAL_PROBLEMS),
+            "problem_sentences": list(LOCAL_PROBLEMS.values()),
+        }
+
+    def _compose(self, text: LiteralString, **parts: sql.Composable) -> sql.Composed:
+        meter = self._meter
+        return sql.SQL(text).format(
+            table=sql.Identifier(*meter.table_parts),
+            id=sql.Identifier(meter.id),
+            occurred_at=sql.Identifier(meter.occurred_at),
+            reported_at=sql.Identifier(meter.reported_at),
+            **parts,
+        )
+
+    def _classify(self, window: RowWindow, after: PageKey | None) -> sql.Composed:
+        quantity = sql.SQL("u.{}::numeric").format(sql.Identifier(self._meter.value)) if self._meter.value else None
+        return self._compose(
+            query("rows", "classify"),
+            quantity=quantity or sql.SQL("1::numeric"),
+            identifier=self._identifier(),
+            payer_columns=sql.SQL(", ").join(
+                sql.SQL("u.{} AS {}").format(sql.Identifier(payer.column), sql.Identifier(f"payer_{n}"))
+                for n, payer in enumerate(self._meter.payers)
+            ),
+            page_filter=self._page_filter(window, after),
+            payers=sql.SQL("\n    UNION ALL\n").join(self._payer(n) for n in range(len(self._meter.payers))),
+        )
+
+    def _identifier(self) -> sql.Composed:
+        return sql.SQL(" || ").join(map(self._identifier_part, self._meter.identifier_template))
+
+    def _identifier_part(self, part: str | Column) -> sql.Composable:
+        if isinstance(part, Column) and part.name in self._table.columns:
+            return sql.SQL("u.{}::text").format(sql.Identifier(part.name))
+        literal = self._meter.event_name if isinstance(part, Column) else part
+        return _raw(sql.Literal(literal).as_string(None))
+
+    def _page_filter(self, window: RowWindow, after: PageKey | None) -> sql.Composed:
+        conditions: list[LiteralString] = ["u.{reported_at} IS NULL"]
+        if after is not None and after.occurred_at is None:
+            conditions += ["u.{occurred_at} IS NULL"]
+            conditions += ["u.{id} > %(after_id)s::{id_type}"] if after.row_id else []
+        else:
+            conditions += [
+                "u.{occurred_at} BETWEEN %(since)s AND %(until)s",
+                "(u.{occurred_at} >= %(fresh_from)s OR u.{occurred_at} < %(expired_before)s)",
+            ]
+            conditions += ["(u.{occurred_at}, u.{id}) > (%(after_occurred_at)s, %(after_id)s::{id_type})"] if after else []
+        conditions += ["u.{id}::text = ANY (%(row_ids)s)"] if window.row_ids else []
+        conditions += ["(\n{own}\n)"] if self._meter.where else []
+        own = _raw(self._meter.where or "")
+        return self._compose(" AND ".join(conditions), id_type=sql.SQL(self._id_type), own=own)
+
+    def _payer(self, n: int) -> sql.Composed:
+        lookup = self._lookups[self._meter.payers[n].lookup]
+        return sql.SQL(query("rows", "payer")).format(
+            lookup=sql.Literal(n),
+            payer=sql.Identifier(f"payer_{n}"),
+            table=sql.Identifier(*lookup.table.split(".")),
+            subject=sql.Identifier(lookup.subject),
+            customer=sql.Identifier(lookup.customer),
+            started=_column(lookup.started_at, "coalesce(s.{}, '-infinity'::timestamptz)", "'-infinity'::timestamptz"),
+            tiebreak=_column(lookup.id, "s.{}", "NULL::int"),
+            period_start=_column(lookup.period_start, "s.{}", "NULL::timestamptz"),
+            period_end=_column(lookup.period_end, "s.{}", "NULL::timestamptz"),
+            in_force=_in_force(lookup),
+        )
+
+
+def _raw(text: str) -> sql.SQL:
+    """Return SQL of the operator's own as it stands; psycopg would read a single `%` as a parameter."""
+    return sql.SQL(cast("LiteralString", text.replace("%", "%%")))
+
+
+def _column(name: str | None, template: LiteralString, otherwise: LiteralString) -> sql.Composed | sql.SQL:
+    return sql.SQL(template).format(sql.Identifier(name)) if name else sql.SQL(otherwise)
+
+
+def _in_force(lookup: LookupSettings) -> sql.Composed:
+    """Return the condition under which a subscription pays for usage at `page.occurred_at`."""
+    conditions: list[sql.Composable] = [sql.SQL("true")]
+    if lookup.started_at:
+        started = sql.Identifier(lookup.started_at)
+        conditions.append(sql.SQL("(s.{0} <= page.occurred_at) IS NOT FALSE").format(started))
+    if lookup.ended_at:
+        conditions.append(sql.SQL("(page.occurred_at < s.{0}) IS NOT FALSE").format(sql.Identifier(lookup.ended_at)))
+    elif lookup.status:
+        statuses = sql.SQL(", ").join(map(sql.Literal, LIVE_STATUSES))
+        conditions.append(sql.SQL("s.{}::text IN ({})").format(sql.Identifier(lookup.status), statuses))
+    return sql.SQL(" AND ").join(conditions)
+
+
+def _kind_count(row: Mapping[str, Any]) -> KindCount:
+    return KindCount(
+        outcome=row["outcome"],
+        code=row["code"],
+        event_count=row["event_count"],
+        units=row["units"] if row["units"] is not None else Decimal(0),
+        sample_ids=tuple(row["sample_ids"] or ()),
+        customer_count=row.get("customer_count", 0),
+        oldest=row.get("oldest"),
+    )

@@ -1,0 +1,183 @@
+-- name: classify
+-- One keyset page of usage rows, each with what collecting it means: `outcome` is pending, rejected (locally),
+-- expired or skipped (no subscription at that instant). Rows that have an event already come with its id and state.
+-- `page` is limited before anything is joined, or the planner would sort the whole remainder for every page.
+-- {payers} is a UNION of one SELECT per lookup, in order: (n, lookup, started, tiebreak, customer, period bounds).
+WITH page AS MATERIALIZED (
+    SELECT row_number() OVER (ORDER BY limited.occurred_at, limited.id) AS n, limited.*
+    FROM (
+        SELECT u.{id} AS id,
+               u.{id}::text AS row_id,
+               u.{occurred_at} AS occurred_at,
+               {quantity} AS quantity,
+               {identifier} AS identifier_text,
+               {payer_columns}
+        FROM {table} AS u
+        WHERE {page_filter}
+        ORDER BY u.{occurred_at}, u.{id}
+        LIMIT %(batch_size)s
+    ) AS limited
+),
+payer AS (
+    {payers}
+),
+chosen AS (
+    SELECT DISTINCT ON (n) n, subject, customer, period_start, period_end,
+           min(customer) OVER newest IS DISTINCT FROM max(customer) OVER newest AS ambiguous
+    FROM payer
+    WINDOW newest AS (PARTITION BY n, lookup, started)
+    ORDER BY n, lookup, started DESC, customer IS NULL, tiebreak
+),
+known AS (
+    SELECT page.n, event.id AS event_id, event.state AS event_state
+    FROM page
+    JOIN meterctl.meter_events AS event ON event.meter = %(meter)s AND event.source_row_id = page.row_id
+        AND event.state <> 'replaced'
+),
+prepared AS (
+    SELECT page.n, page.id, page.row_id, page.occurred_at, page.quantity,
+           trim_scale(page.quantity) AS value,
+           CASE WHEN length(page.identifier_text) <= %(identifier_length_max)s THEN page.identifier_text
+                ELSE left(page.identifier_text, %(hashed_prefix_length)s) || '-'
+                     || encode(sha256(convert_to(page.identifier_text, 'UTF8')), 'hex') END AS identifier,
+           chosen.n IS NULL AS unsubscribed, chosen.subject, chosen.customer, chosen.ambiguous,
+           CASE WHEN page.occurred_at < chosen.period_start THEN chosen.period_start
+                ELSE chosen.period_end END AS period_end,
+           known.event_id, known.event_state
+    FROM page
+    LEFT JOIN chosen USING (n)
+    LEFT JOIN known USING (n)
+),
+judged AS (
+    SELECT prepared.*,
+           CASE
+               WHEN occurred_at IS NULL THEN 'local:no_occurred_at'
+               WHEN identifier IS NULL THEN 'local:no_identifier'
+               WHEN ambiguous THEN 'local:ambiguous_customer'
+               WHEN customer IS NULL THEN 'local:no_customer_id'
+               WHEN value IS NULL THEN 'local:value_missing'
+               WHEN value = 'NaN' THEN 'local:value_not_a_number'
+               WHEN value IN ('Infinity', '-Infinity') THEN 'local:value_infinite'
+               WHEN %(whole)s AND value <> trunc(value) THEN 'local:value_fractional'
+               WHEN %(whole)s AND value < 0 THEN 'local:value_negative'
+               WHEN length(ltrim(replace(abs(value)::text, '.', ''), '0')) > %(digits_max)s
+                   THEN 'local:value_too_many_digits'
+               WHEN scale(value) > %(places_max)s THEN 'local:value_too_many_places'
+               WHEN identifier_taken THEN 'local:identifier_collision'
+           END AS code
+    FROM (
+        SELECT prepared.*,
+               EXISTS (
+                   SELECT FROM meterctl.meter_events AS other
+                   WHERE other.identifier = prepared.identifier
+                     AND (other.meter, other.source_row_id) IS DISTINCT FROM (%(meter)s, prepared.row_id)
+               ) OR row_number() OVER (PARTITION BY identifier, unsubscribed, event_id IS NULL ORDER BY n) > 1
+               AS identifier_taken
+        FROM prepared
+    ) AS prepared
+)
+SELECT judged.n, judged.row_id, judged.occurred_at, judged.subject, judged.customer, judged.period_end,
+       judged.event_id, judged.event_state, judged.code,
+       CASE WHEN judged.code = 'local:identifier_collision' THEN NULL ELSE identifier END AS identifier,
+       CASE WHEN value IN ('NaN', 'Infinity', '-Infinity') THEN NULL ELSE value END AS value,
+       CASE WHEN value IN ('NaN', 'Infinity', '-Infinity') THEN NULL ELSE quantity END AS quantity,
+       date_trunc('second', occurred_at) AS sent_timestamp,
+       CASE WHEN judged.code IS NULL THEN jsonb_build_object(
+           %(customer_payload_key)s::text, customer, %(value_payload_key)s::text, value::text) END AS payload,
+       'row ' || row_id || ' of ' || %(table_name)s || ' ' || problem.sentence AS message,
+       CASE
+           WHEN unsubscribed THEN 'skipped'
+           WHEN judged.code IS NOT NULL THEN 'rejected'
+           WHEN occurred_at < %(expired_before)s THEN 'expired'
+           ELSE 'pending'
+       END AS outcome
+FROM judged
+LEFT JOIN unnest(%(problem_codes)s::text[], %(problem_sentences)s::text[]) AS problem (code, sentence)
+    ON problem.code = judged.code
+
+-- name: payer
+-- One lookup's answer for the rows of the page: the subscriptions that were in force when the usage happened.
+SELECT page.n, {lookup} AS lookup, {started} AS started,
+       rank() OVER (PARTITION BY page.n ORDER BY {tiebreak}) AS tiebreak,
+       page.{payer}::text AS subject,
+       nullif(btrim(s.{customer}::text), '') AS customer,
+       {period_start} AS period_start,
+       {period_end} AS period_end
+FROM page
+JOIN {table} AS s ON s.{subject} = page.{payer}
+WHERE {in_force}
+
+-- name: collect
+-- Insert the page's new events and say what the page held: the key to go on from, rows whose stamp is missing though
+-- their event is accepted, and one line per kind of event.
+-- A conflict can only come from another run that collected the same row meanwhile: it is that run's event then.
+WITH classified AS MATERIALIZED (
+    {classify}
+),
+inserted AS (
+    INSERT INTO meterctl.meter_events (
+        meter, event_name, identifier, customer, value, quantity, occurred_at, sent_timestamp, payload, subject,
+        source_row_id, period_end, state, error_code, error_message, collected_at, livemode, account)
+    SELECT %(meter)s, %(event_name)s, identifier, customer, value, quantity, occurred_at, sent_timestamp, payload,
+           subject, row_id, period_end, outcome, code, message, %(now)s, %(livemode)s, %(account)s
+    FROM classified
+    WHERE outcome <> 'skipped' AND event_id IS NULL
+    ORDER BY n
+    ON CONFLICT DO NOTHING
+    RETURNING state, error_code, source_row_id, quantity
+),
+page AS (
+    SELECT count(*) AS row_count, max(occurred_at) AS last_occurred_at,
+           (array_agg(row_id ORDER BY n DESC))[1] AS last_id,
+           array_agg(row_id) FILTER (WHERE event_state = 'accepted') AS unstamped_ids
+    FROM classified
+),
+kinds AS (
+    SELECT outcome, code, count(*) AS event_count, sum(quantity) AS units, (array_agg(row_id))[1:5] AS sample_ids
+    FROM (
+        SELECT state AS outcome, error_code AS code, source_row_id AS row_id, quantity FROM inserted
+        UNION ALL
+        SELECT outcome, NULL, row_id, NULL FROM classified WHERE outcome = 'skipped' AND event_id IS NULL
+    ) AS seen
+    GROUP BY outcome, code
+)
+SELECT page.*, kinds.* FROM page LEFT JOIN kinds ON true
+
+-- name: preview
+-- What collecting everything and delivering it would do, without writing: the same classification, plus the events
+-- the ledger already holds for the same meter.
+WITH classified AS MATERIALIZED (
+    {classify}
+)
+SELECT outcome, code, count(*) AS event_count, sum(quantity) AS units, count(DISTINCT customer) AS customer_count,
+       min(occurred_at) AS oldest, (array_agg(row_id))[1:5] AS sample_ids
+FROM (
+    SELECT outcome, code, quantity, customer, occurred_at, row_id FROM classified WHERE event_id IS NULL
+    UNION ALL
+    SELECT CASE WHEN held_reason IS NOT NULL OR doubt_since <= %(doubt_horizon)s THEN 'held'
+                WHEN state = 'pending' AND sent_timestamp < %(expired_before)s THEN 'expired'
+                ELSE 'pending' END,
+           NULL, quantity, customer, occurred_at, coalesce(source_row_id, identifier)
+    FROM meterctl.meter_events
+    WHERE event_name = %(event_name)s AND state IN ('pending', 'sending', 'in_doubt') AND {ledger_filter}
+) AS due
+GROUP BY outcome, code
+ORDER BY outcome, code
+
+-- name: count_uncollected
+-- Unreported rows behind a key that have no event: what a limit or a deadline left.
+SELECT count(*) FROM {table} AS u
+WHERE {page_filter} AND NOT EXISTS (
+    SELECT FROM meterctl.meter_events AS event
+    WHERE event.meter = %(meter)s AND event.source_row_id = u.{id}::text AND event.state <> 'replaced')
+
+-- name: stamp
+-- Locked rows are left for a later transaction: the ledger decides, the stamp is only its cache.
+UPDATE {table} AS u SET {reported_at} = %(now)s
+FROM (
+    SELECT {id} AS id FROM {table}
+    WHERE {id} = ANY (%(row_ids)s::text[]::{id_type}[]) AND {reported_at} IS NULL
+    ORDER BY {id}
+    FOR NO KEY UPDATE SKIP LOCKED
+) AS free
+WHERE u.{id} = free.id

@@ -1,0 +1,135 @@
+"""What a report prints: one JSON document, a table on a terminal, one line without, nothing under -q when all is well."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from meterctl.actions.preview import Plan, events, oldest
+from meterctl.actions.tally import Tally, summed
+from meterctl.core.value import formatted
+from meterctl.errors import ExitCode
+
+SCHEMA = "meterctl.report/1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportDocument:
+    """A finished run, ready to be told."""
+
+    command: str
+    mode: str
+    dry_run: bool
+    started_at: datetime
+    run_id: int | None
+    exit_code: ExitCode
+    tallies: Sequence[Tally]
+    notes: Sequence[str] = field(default=())
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the document whose keys scripts rely on."""
+        total = summed(self.tallies)
+        return {
+            "schema": SCHEMA,
+            "run_id": self.run_id,
+            "command": self.command,
+            "mode": self.mode,
+            "dry_run": self.dry_run,
+            "started_at": _iso(self.started_at),
+            "finished_at": _iso(datetime.now(UTC)),
+            "exit_code": int(self.exit_code),
+            "totals": total.figures(),
+            "meters": [{"event_name": tally.event_name} | tally.figures() for tally in self.tallies],
+            "problems": [
+                {"code": p.code, "count": p.count, "sample_ids": p.sample_ids, "hint": p.hint}
+                for p in total.problems.values()
+            ],
+        }
+
+
+def _iso(instant: datetime) -> str:
+    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def show_report(document: ReportDocument, *, as_json: bool, quiet: bool) -> None:
+    """Print a run's result: data on stdout, what needs a person on stderr."""
+    if as_json:
+        print(json.dumps(document.as_dict()))
+    elif not quiet:
+        _show_counts(document)
+    _show_problems(document)
+
+
+def _show_counts(document: ReportDocument) -> None:
+    total = summed(document.tallies)
+    if not sys.stdout.isatty():
+        print(one_line(document.command, total))
+        return
+    from meterctl.render.tables import table  # noqa: PLC0415 -- only a terminal needs it
+
+    figures = total.figures()
+    rows = [[t.event_name, *(str(t.figures()[name]) for name in figures)] for t in document.tallies]
+    print(table(["meter", *figures], rows, console=True))
+
+
+def one_line(command: str, total: Tally) -> str:
+    """Return the run's summary line: what a log keeps."""
+    shown = {name: value for name, value in total.figures().items() if value or name in {"total", "reported", "units"}}
+    return f"{command}: " + ", ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def _show_problems(document: ReportDocument) -> None:
+    for note in document.notes:
+        print(f"meterctl: {note}", file=sys.stderr)
+    for problem in summed(document.tallies).problems.values():
+        samples = f" (e.g. {', '.join(problem.sample_ids)})" if problem.sample_ids else ""
+        print(f"meterctl: {problem.count} {problem.code}{samples}\n  hint: {problem.hint}", file=sys.stderr)
+
+
+def show_plan(
+    document: ReportDocument, plans: Sequence[Plan], *, rate_per_s: float | None, as_json: bool, quiet: bool
+) -> None:
+    """Print what a report would do."""
+    if as_json:
+        print(json.dumps(document.as_dict() | {"plan": [_plan(plan, rate_per_s) for plan in plans]}))
+        return
+    if quiet:
+        return
+    for plan in plans:
+        _show_plan(plan, rate_per_s)
+    if events(plans) == 0:
+        print("nothing to report")
+    elif len(plans) > 1:
+        print(f"all meters: {events(plans)} events, oldest {_iso_or_dash(oldest(plans))}")
+
+
+def _plan(plan: Plan, rate_per_s: float | None) -> dict[str, object]:
+    return {
+        "event_name": plan.event_name,
+        "events": plan.events,
+        "units": formatted(plan.units),
+        "customers": plan.customers,
+        "oldest": _iso(plan.oldest) if plan.oldest else None,
+        "calls": plan.events,
+        "minutes": plan.minutes(rate_per_s),
+    }
+
+
+def _show_plan(plan: Plan, rate_per_s: float | None) -> None:
+    minutes = plan.minutes(rate_per_s)
+    pace = f", about {minutes} min at {rate_per_s:.0f} calls/s" if minutes is not None else ""
+    print(
+        f"{plan.event_name}: would send {plan.events} events, {formatted(plan.units)} units, {plan.customers} customers;"
+        f" oldest {_iso_or_dash(plan.oldest)}; {plan.events} calls{pace}"
+    )
+    tally = plan.tally
+    if tally.skipped:
+        print(f"  skipped: {tally.skipped} rows without a subscription at their instant")
+    for problem in tally.problems.values():
+        samples = f" (e.g. {', '.join(problem.sample_ids)})" if problem.sample_ids else ""
+        print(f"  {problem.code}: {problem.count}{samples}")
+
+
+def _iso_or_dash(instant: datetime | None) -> str:
+    return _iso(instant) if instant else "-"

@@ -1,0 +1,189 @@
+"""What the local Stripe keeps, as values. `document()` is what the API shows, `record()` what `/_sandbox` shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+
+Json = dict[str, object]
+
+Formula = Literal["sum", "count", "last"]
+Window = Literal["hour", "day"]
+
+WINDOW_S: Mapping[str, int] = {"hour": 3600, "day": 86400}
+"""Length in seconds; both are aligned to UTC because 1970 began at midnight."""
+
+
+def iso(instant: datetime) -> str:
+    """Return an aware UTC instant as RFC 3339 with a Z."""
+    return instant.isoformat().replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Customer:
+    """A customer: only what metering needs of one."""
+
+    id: str
+    livemode: bool
+    created: int
+    name: str | None = None
+    email: str | None = None
+    description: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def document(self) -> Json:
+        """Return the API's customer object."""
+        return {
+            "id": self.id,
+            "object": "customer",
+            "balance": 0,
+            "created": self.created,
+            "currency": None,
+            "delinquent": False,
+            "description": self.description,
+            "email": self.email,
+            "livemode": self.livemode,
+            "metadata": dict(self.metadata),
+            "name": self.name,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meter:
+    """A billing meter. `created`, `updated`, `deactivated_at` are unix seconds."""
+
+    id: str
+    event_name: str
+    display_name: str
+    formula: Formula
+    customer_key: str
+    value_key: str
+    event_time_window: Window | None
+    livemode: bool
+    created: int
+    updated: int
+    deactivated_at: int | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it takes events."""
+        return self.deactivated_at is None
+
+    def document(self) -> Json:
+        """Return the API's meter object (OpenAPI `billing.meter`)."""
+        return {
+            "id": self.id,
+            "object": "billing.meter",
+            "created": self.created,
+            "customer_mapping": {"event_payload_key": self.customer_key, "type": "by_id"},
+            "default_aggregation": {"formula": self.formula},
+            "display_name": self.display_name,
+            "event_name": self.event_name,
+            "event_time_window": self.event_time_window,
+            "livemode": self.livemode,
+            "status": "active" if self.active else "inactive",
+            "status_transitions": {"deactivated_at": self.deactivated_at},
+            "updated": self.updated,
+            "value_settings": {"event_payload_key": self.value_key},
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredEvent:
+    """A meter event that was answered with 200.
+
+    `value` is the text as it came, `quantity` exactly that number. `counted` is whether it counts in totals: not if the
+    customer is unknown, nor if a newer event of its window replaced it on a meter with `event_time_window`.
+    """
+
+    identifier: str
+    customer: str
+    event_name: str
+    meter_id: str
+    value: str
+    quantity: Decimal
+    timestamp: datetime
+    received: datetime
+    payload: Mapping[str, str]
+    idempotency_key: str | None
+    request_id: str
+    livemode: bool
+    counted: bool = True
+
+    def document(self) -> Json:
+        """Return the API's answer (OpenAPI `billing.meter_event`)."""
+        return {
+            "object": "billing.meter_event",
+            "created": int(self.received.timestamp()),
+            "event_name": self.event_name,
+            "identifier": self.identifier,
+            "livemode": self.livemode,
+            "payload": dict(self.payload),
+            "timestamp": int(self.timestamp.timestamp()),
+        }
+
+    def record(self) -> Json:
+        """Return everything stored, quantities as text."""
+        return {
+            "identifier": self.identifier,
+            "customer": self.customer,
+            "event_name": self.event_name,
+            "meter_id": self.meter_id,
+            "value": self.value,
+            "timestamp": iso(self.timestamp),
+            "received": iso(self.received),
+            "payload": dict(self.payload),
+            "idempotency_key": self.idempotency_key,
+            "request_id": self.request_id,
+            "livemode": self.livemode,
+            "counted": self.counted,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AsyncRejection:
+    """An event that was answered with 200 and dropped afterwards."""
+
+    code: str
+    message: str
+    identifier: str
+    event_name: str
+    customer: str
+    received: datetime
+    livemode: bool
+
+    def record(self) -> Json:
+        """Return it as JSON."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "identifier": self.identifier,
+            "event_name": self.event_name,
+            "customer": self.customer,
+            "received": iso(self.received),
+            "livemode": self.livemode,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggedRequest:
+    """One request and how it ended. `status` is None where no answer was sent; `fault` the scripted one, if any."""
+
+    sequence: int
+    at: datetime
+    method: str
+    path: str
+    operation: str
+    status: int | None
+    request_id: str
+    idempotency_key: str | None
+    identifier: str | None
+    livemode: bool | None
+    fault: str | None
+    replayed: bool
+
+    def record(self) -> Json:
+        """Return it as JSON."""
+        shown = {name: getattr(self, name) for name in self.__slots__}
+        return {**shown, "at": iso(self.at)}

@@ -1,0 +1,76 @@
+"""The switches of the local Stripe."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StripeOptions:
+    """How this Stripe behaves where the real one is configurable, slow, or not known for certain."""
+
+    account_id: str = "acct_sandboxexample"
+    """Id that `GET /v1/account` answers, in both modes."""
+
+    identifier_window_h: float = 24
+    """Hours for which a repeated `identifier` is refused. Stripe promises "at least 24 hours"."""
+
+    idempotency_window_h: float = 24
+    """Hours for which the answer to an `Idempotency-Key` is replayed."""
+
+    summary_lag_s: float = 0
+    """An event counts in summaries once `received + lag <= now`, by the sandbox's clock."""
+
+    unknown_customer: Literal["now", "later"] = "now"
+    """`now`: 400 at once. `later`: 200, not counted, listed among the asynchronous rejections."""
+
+    zero_usage: Literal["empty", "zero_row"] = "empty"
+    """What summaries give where there was no usage: no row, or a row of 0."""
+
+    latency_ms: float = 0
+    """Real milliseconds each call of the API takes, half before and half after it is executed."""
+
+    rate_limit_per_s: float | None = None
+    """Calls a second and mode, by real time, above which 429 is answered; None is no limit."""
+
+    concurrency_check: bool = True
+    """Refuse a meter event while another of the same customer and meter is being answered."""
+
+    accept_any_key: bool = True
+    """Any key with a well-formed prefix works; otherwise only registered ones do."""
+
+    mute: bool = False
+    """Accept connections and requests, never answer (the control API still does)."""
+
+    request_log_max: int = 100_000
+    """Requests kept in the log, newest; the counts cover all."""
+
+    def patched(self, changes: Mapping[str, object]) -> "StripeOptions":
+        """Return the options with `changes`; raise ValueError naming what is unknown or of the wrong type."""
+        known = {field.name for field in fields(self)}
+        for name, value in changes.items():
+            if name not in known:
+                raise ValueError(f"Unknown option {name!r}; there are {', '.join(sorted(known))}.")
+            _check(name, value)
+        return replace(self, **changes)  # type: ignore[arg-type]  # names and types were checked just above
+
+
+def _check(name: str, value: object) -> None:
+    if not _fits(name, value):
+        raise ValueError(f"Option {name!r} cannot be {value!r}.")
+
+
+_CHOICES = {"unknown_customer": ("now", "later"), "zero_usage": ("empty", "zero_row")}
+_BOOLEANS = {"concurrency_check", "accept_any_key", "mute"}
+
+
+def _fits(name: str, value: object) -> bool:
+    if name in _CHOICES:
+        return value in _CHOICES[name]
+    if name in _BOOLEANS:
+        return isinstance(value, bool)
+    if name == "account_id":
+        return isinstance(value, str) and value.startswith("acct_")
+    if name == "rate_limit_per_s" and value is None:
+        return True
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

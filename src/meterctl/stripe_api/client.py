@@ -1,0 +1,54 @@
+"""The SDK's client with every option spelled out: its defaults are silent retries, 80 s and random keys."""
+
+import os
+
+import requests
+import stripe
+from requests.adapters import HTTPAdapter
+
+from meterctl.errors import ConfigurationError
+from meterctl.settings.model import StripeSettings
+
+API_VERSION = "2026-10-28.endive"
+"""The version stripe-python 16.1.0 pins; named here so that an upgrade of the SDK does not change answers by itself."""
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 30.0
+
+
+def stripe_client(
+    settings: StripeSettings, *, connections_max: int, read_timeout_s: float = READ_TIMEOUT_S
+) -> stripe.StripeClient:
+    """Return a client that makes exactly one HTTP call for each of ours. One may be shared by many threads."""
+    if settings.api_key is None:
+        raise ConfigurationError("no Stripe key is set", hint="set STRIPE_SECRET_KEY or STRIPE_SECRET_KEY_FILE")
+    stripe.enable_telemetry = False
+    os.environ.setdefault("STRIPE_SUPPRESS_NOTICES", "true")  # else a response header becomes a Python warning
+    return stripe.StripeClient(
+        settings.api_key.get_secret_value(),
+        stripe_version=API_VERSION,
+        base_addresses={
+            "api": settings.api_base or stripe.DEFAULT_API_BASE,
+            "meter_events": settings.meter_events_base or stripe.DEFAULT_METER_EVENTS_API_BASE,
+        },
+        max_network_retries=0,
+        http_client=stripe.RequestsClient(
+            timeout=(CONNECT_TIMEOUT_S, read_timeout_s), session=_session(settings, connections_max)
+        ),
+    )
+
+
+def _session(settings: StripeSettings, connections_max: int) -> requests.Session:
+    """Return a session that follows no redirect and takes no password from ~/.netrc.
+
+    A followed redirect would be a second call whose answer says nothing about the first.
+    """
+    session = requests.Session()
+    base = settings.api_base or stripe.DEFAULT_API_BASE
+    session.proxies = dict(requests.utils.get_environ_proxies(base))
+    session.trust_env = False
+    session.max_redirects = 0
+    adapter = HTTPAdapter(pool_connections=2, pool_maxsize=connections_max, max_retries=0)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    return session

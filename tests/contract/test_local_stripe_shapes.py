@@ -1,0 +1,118 @@
+"""Answers against Stripe's published OpenAPI description, where a copy lies beside the repository."""
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meterctl.sandbox.local_stripe import LocalStripe
+
+DESCRIPTION = Path(__file__).parents[2] / ".." / "shared" / "reference" / "stripe-openapi-meters.json"
+
+NOON_S = 1_795_262_400
+
+TYPES: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "object": dict,
+    "array": list,
+}
+
+
+@pytest.fixture(scope="module")
+def description() -> Any:
+    if not DESCRIPTION.exists():
+        pytest.skip("no copy of Stripe's OpenAPI description beside the repository")
+    return json.loads(DESCRIPTION.read_text())
+
+
+def call(server: LocalStripe, method: str, path: str, params: dict[str, str]) -> tuple[int, Any]:
+    form = urllib.parse.urlencode(params)
+    url = f"{server.url}{path}" if method == "POST" else f"{server.url}{path}?{form}"
+    body = form.encode() if method == "POST" else None
+    request = urllib.request.Request(url, data=body, method=method)  # noqa: S310  # our own server
+    request.add_header("Authorization", f"Bearer {server.api_key}")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=5) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def assert_fits(document: Any, schema: dict[str, Any], description: Any, where: str) -> None:
+    """Check presence, type and choice of what the schema declares, and that nothing undeclared is sent."""
+    while "$ref" in schema:
+        schema = description["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema or "x-cut" in schema:
+        return
+    if document is None:
+        assert schema.get("nullable"), f"{where} is null"
+        return
+    assert isinstance(document, TYPES[schema["type"]]), f"{where} is {document!r}"
+    assert document in schema.get("enum", [document]), f"{where} is {document!r}"
+    if schema["type"] == "object" and "properties" in schema:
+        missing = set(schema.get("required", ())) - set(document)
+        assert not missing, f"{where} lacks {missing}"
+        undeclared = set(document) - set(schema["properties"])
+        assert not undeclared, f"{where} has {undeclared}"
+        for name, value in document.items():
+            assert_fits(value, schema["properties"][name], description, f"{where}.{name}")
+    for number, item in enumerate(document if schema["type"] == "array" else ()):
+        assert_fits(item, schema["items"], description, f"{where}[{number}]")
+
+
+METER = {"display_name": "Calls", "event_name": "calls", "default_aggregation[formula]": "count"}
+EVENT = {"event_name": "ai_suggestion", "payload[stripe_customer_id]": "cus_known", "payload[value]": "1.5"}
+DAY = {"customer": "cus_known", "start_time": str(NOON_S - 43200), "end_time": str(NOON_S + 43200)}
+
+
+@pytest.mark.parametrize(
+    ("method", "template", "params", "status"),
+    [
+        ("GET", "/v1/customers/{customer}", {}, 200),
+        ("GET", "/v1/customers/{customer}", {"colour": "red"}, 400),
+        ("POST", "/v1/billing/meters", METER, 200),
+        ("POST", "/v1/billing/meters", {}, 400),
+        ("GET", "/v1/billing/meters", {}, 200),
+        ("GET", "/v1/billing/meters/{id}", {}, 200),
+        ("POST", "/v1/billing/meters/{id}/deactivate", {}, 200),
+        ("POST", "/v1/billing/meters/{id}/reactivate", {}, 400),
+        ("POST", "/v1/billing/meter_events", EVENT, 200),
+        ("POST", "/v1/billing/meter_events", {**EVENT, "payload[value]": "NaN"}, 400),
+        ("POST", "/v1/billing/meter_events", {**EVENT, "payload[stripe_customer_id]": "cus_nobody"}, 400),
+        ("GET", "/v1/billing/meters/{id}/event_summaries", DAY, 200),
+        ("GET", "/v1/billing/meters/{id}/event_summaries", {**DAY, "value_grouping_window": "hour"}, 200),
+    ],
+)
+def test_answers_have_the_published_shape(
+    frozen: LocalStripe, description: Any, method: str, template: str, params: dict[str, str], status: int
+) -> None:
+    call(frozen, "POST", "/v1/billing/meter_events", EVENT)
+    path = template.replace("{customer}", "cus_known").replace("{id}", frozen.meters()[0].id)
+    answered, document = call(frozen, method, path, params)
+    assert answered == status
+    responses = description["paths"][template][method.lower()]["responses"]
+    schema = responses.get(str(status), responses["default"])["content"]["application/json"]["schema"]
+    assert_fits(document, schema, description, template)
+
+
+def test_parameters_are_the_published_ones(description: Any) -> None:
+    """What the local Stripe takes, required or not, is what Stripe takes."""
+    from meterctl.sandbox.local_stripe.routes import OPERATIONS  # noqa: PLC0415  # the table under test, of no other use
+
+    for operation in OPERATIONS:
+        published = description["paths"].get(operation.path, {}).get(operation.method.lower())
+        if published is None or operation.path.startswith("/v1/customers"):
+            continue
+        form = published.get("requestBody", {}).get("content", {}).get("application/x-www-form-urlencoded", {})
+        declared = set(form.get("schema", {}).get("properties", {}))
+        declared |= {param["name"] for param in published.get("parameters", ()) if param["in"] == "query"}
+        assert set(operation.shape) == declared, operation.name

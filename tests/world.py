@@ -1,0 +1,205 @@
+"""A company in miniature: its database, its Stripe, and one clock for both that only moves when a test moves it.
+
+Reports run in-process on the real adapters: real PostgreSQL, the real SDK over HTTP to the local Stripe, the serial
+dispatcher. Waiting costs no time, so a test may let five attempts fail or a night pass.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from meterctl.actions.report import MeterJob, Report, ReportOptions, ReportResult
+from meterctl.clock import HostClock
+from meterctl.core.model import Claim
+from meterctl.core.pacing import TokenBucket
+from meterctl.dispatch import SerialDispatcher
+from meterctl.ports import Dispatcher, MeterEvents, StopRequest
+from meterctl.postgres.ledger import PostgresMeterLedger
+from meterctl.postgres.lock import MeterLocks
+from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.runs import claim_ledger, start_run
+from meterctl.sandbox.local_stripe import LocalStripe
+from meterctl.settings import RowsMeter, Settings, load_settings
+from meterctl.stripe_api.client import stripe_client
+from meterctl.stripe_api.single import SingleEvents
+
+START = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class VirtualTime:
+    """One clock for everybody; `sleep` and `advance` move it at once."""
+
+    instant: datetime = START
+
+    def now(self) -> datetime:
+        return self.instant
+
+    def elapsed_s(self) -> float:
+        return self.instant.timestamp()
+
+    def wall_s(self) -> float:
+        return self.instant.timestamp()
+
+    def sleep(self, seconds: float) -> None:
+        self.instant += timedelta(seconds=seconds)
+
+    def advance(self, span: timedelta) -> None:
+        self.instant += span
+
+
+@dataclass(kw_only=True)
+class World:
+    """`run()` is a night; the other methods set the scene and look at what came of it."""
+
+    database_url: str
+    stripe: LocalStripe
+    time: VirtualTime
+    connection: psycopg.Connection[dict[str, Any]]
+    config: dict[str, object] = field(default_factory=dict)
+    wrap_events: Callable[[MeterEvents], MeterEvents] = lambda events: events
+    stop: StopRequest = field(default_factory=StopRequest)
+    run_after_claim: Callable[[], None] = lambda: None
+
+    def settings(self) -> Settings:
+        environ = {
+            "DATABASE_URL": self.database_url,
+            "STRIPE_SECRET_KEY": self.stripe.api_key,
+            "METERCTL_STRIPE_API_BASE": self.stripe.url,
+        }
+        return load_settings(config_file=None, environ=environ, flags=self.config)
+
+    def run(self, **options: Any) -> ReportResult:
+        """Report once, as the command does, on a database connection of its own."""
+        settings = self.settings()
+        owner = LedgerOwner(account=self.stripe.account_id, livemode=False)
+        events = self.wrap_events(
+            SingleEvents(stripe_client(settings.stripe, connections_max=1, read_timeout_s=1.0))
+        )
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            claim_ledger(connection, owner, self.time.now())
+            run_id = start_run(connection, "report", owner, self.time.now())
+            with MeterLocks(self.database_url, run_label="test", host_clock=self.time) as locks:
+                report = Report(
+                    options=ReportOptions(**options),
+                    livemode=False,
+                    grace=timedelta(hours=1),
+                    clock=self.time,
+                    host_clock=self.time,
+                    locks=locks,
+                    dispatcher=lambda: _serial(events, self.time, self.run_after_claim),
+                    stop=self.stop,
+                    jitter=lambda: 0.5,
+                )
+                return report.run({"ai_suggestion": lambda: self.job(settings, connection, owner, run_id)})
+
+    def job(
+        self, settings: Settings, connection: psycopg.Connection, owner: LedgerOwner, run_id: int
+    ) -> MeterJob:
+        meter = settings.meters["ai_suggestion"]
+        assert isinstance(meter, RowsMeter)
+        source = PostgresRows(connection, "ai_suggestion", meter, settings.lookups, owner)
+        ledger = PostgresMeterLedger(
+            connection,
+            meter="ai_suggestion",
+            event_name=meter.event_name,
+            run_id=run_id,
+            stamp_rows=lambda row_ids, now: source.stamp(row_ids, now=now),
+        )
+        return MeterJob(
+            event_name=meter.event_name,
+            source=source,
+            ledger=ledger,
+            adopt_identifiers_until=meter.adopt_identifiers_until,
+        )
+
+    # The scene
+
+    def customer(self, name: str, *, known: bool = True, **columns: Any) -> str:
+        """A user with a subscription of their own, paid by `cus_NAME`."""
+        values = {"user_id": name, "stripe_customer_id": f"cus_{name}"} | columns
+        self.insert("subscriptions", values)
+        if known:
+            self.stripe.create_customer(f"cus_{name}")
+        return f"cus_{name}"
+
+    def usage(self, user: str, quantity: Any = 1, *, ago: timedelta = timedelta(hours=1), **columns: Any) -> int:
+        """One usage row; returns its id."""
+        values = {
+            "workspace_id": "ws",
+            "user_id": user,
+            "quantity": quantity,
+            "created_at": self.time.now() - ago,
+        } | columns
+        return int(self.insert("usage_events", values)["id"])
+
+    def insert(self, table: str, values: dict[str, Any]) -> dict[str, Any]:
+        names = ", ".join(values)
+        places = ", ".join(["%s"] * len(values))
+        text = f"INSERT INTO {table} ({names}) VALUES ({places}) RETURNING *"  # noqa: S608 -- a test's own words
+        row = self.connection.execute(text, list(values.values())).fetchone()  # type: ignore[call-overload] # as above
+        assert row is not None
+        return dict(row)
+
+    # What came of it
+
+    def rows(self, text: str) -> list[dict[str, Any]]:
+        return self.connection.execute(text).fetchall()  # type: ignore[call-overload,no-any-return] # a test's own SQL
+
+    def events(self) -> list[dict[str, Any]]:
+        return self.rows("SELECT * FROM meterctl.meter_events ORDER BY id")
+
+    def states(self) -> list[str]:
+        return [event["state"] for event in self.events()]
+
+    def stripe_total(self) -> Decimal:
+        return sum(self.stripe.totals().values(), Decimal(0))
+
+    def assert_exact(self) -> None:
+        """I2 and I3: Stripe's total per customer is the accepted events' sum is the stamped rows' units."""
+        accepted = {
+            (row["event_name"], row["customer"]): row["total"]
+            for row in self.rows(
+                "SELECT event_name, customer, sum(value) AS total FROM meterctl.meter_events"
+                " WHERE state = 'accepted' GROUP BY 1, 2"
+            )
+        }
+        assert {key: total for key, total in self.stripe.totals().items() if total} == {
+            key: total for key, total in accepted.items() if total
+        }
+        bound = self.rows(
+            "SELECT coalesce(sum(u.quantity), 0) AS units, coalesce(sum(e.quantity), 0) AS ledger"
+            " FROM meterctl.meter_events e JOIN usage_events u ON u.id::text = e.source_row_id"
+            " WHERE e.state = 'accepted'"
+        )[0]
+        assert bound["units"] == bound["ledger"]
+
+
+@contextmanager
+def _serial(events: MeterEvents, host_clock: HostClock, after_claim: Callable[[], None]) -> Iterator[Dispatcher]:
+    class Suspending(SerialDispatcher):
+        def submit(self, claims: Sequence[Claim], **readings: float) -> None:
+            super().submit(claims, **readings)
+            if claims:
+                after_claim()
+
+    yield Suspending(events, TokenBucket(None), host_clock)
+
+
+@contextmanager
+def open_world(database_url: str) -> Iterator[World]:
+    """Open a world on a migrated database with the shipped tables."""
+    time = VirtualTime()
+    with (
+        LocalStripe(clock=time.now) as stripe,
+        psycopg.connect(database_url, autocommit=True, row_factory=dict_row) as connection,
+    ):
+        connection.execute("SET TimeZone = 'UTC'")
+        stripe.create_meter(event_name="ai_suggestion")
+        yield World(database_url=database_url, stripe=stripe, time=time, connection=connection)
