@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,7 +78,11 @@ def short_tmp() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="mt-", dir="/tmp"))
     path.chmod(0o755)
     yield path
-    shutil.rmtree(path)
+    for _ in range(100):  # after a failure, a watchdog may be removing things there as well
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager

@@ -79,9 +79,7 @@ class World:
         """Report once, as the command does, on a database connection of its own."""
         settings = self.settings()
         owner = LedgerOwner(account=self.stripe.account_id, livemode=False)
-        events = self.wrap_events(
-            SingleEvents(stripe_client(settings.stripe, connections_max=1, read_timeout_s=1.0))
-        )
+        events = self.wrap_events(SingleEvents(stripe_client(settings.stripe, connections_max=1, read_timeout_s=1.0)))
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             claim_ledger(connection, owner, self.time.now())
             run_id = start_run(connection, "report", owner, self.time.now())
@@ -99,9 +97,7 @@ class World:
                 )
                 return report.run({"ai_suggestion": lambda: self.job(settings, connection, owner, run_id)})
 
-    def job(
-        self, settings: Settings, connection: psycopg.Connection, owner: LedgerOwner, run_id: int
-    ) -> MeterJob:
+    def job(self, settings: Settings, connection: psycopg.Connection, owner: LedgerOwner, run_id: int) -> MeterJob:
         meter = settings.meters["ai_suggestion"]
         assert isinstance(meter, RowsMeter)
         source = PostgresRows(connection, "ai_suggestion", meter, settings.lookups, owner)
@@ -143,14 +139,14 @@ class World:
         names = ", ".join(values)
         places = ", ".join(["%s"] * len(values))
         text = f"INSERT INTO {table} ({names}) VALUES ({places}) RETURNING *"  # noqa: S608 -- a test's own words
-        row = self.connection.execute(text, list(values.values())).fetchone()  # type: ignore[call-overload] # as above
+        row = self.connection.execute(text, list(values.values())).fetchone()
         assert row is not None
         return dict(row)
 
     # What came of it
 
     def rows(self, text: str) -> list[dict[str, Any]]:
-        return self.connection.execute(text).fetchall()  # type: ignore[call-overload,no-any-return] # a test's own SQL
+        return self.connection.execute(text).fetchall()
 
     def events(self) -> list[dict[str, Any]]:
         return self.rows("SELECT * FROM meterctl.meter_events ORDER BY id")

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from meterctl.errors import ConfigurationError, ExitCode, MeterctlError
+from meterctl.errors import ExitCode, MeterctlError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,9 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # The reader went away (`meterctl … | head`): nobody is left to tell. stdout must not be flushed again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
+        return ExitCode.OK  # the reader went away (`meterctl … | head`): nobody is left to tell
     return ExitCode.OK
 
 
@@ -45,7 +43,16 @@ def run() -> None:
 
         sys.stderr.write(render_crash(error))
         code = ExitCode.BUG
+    _flush()
     raise SystemExit(int(code))
+
+
+def _flush() -> None:
+    """Write out what is left for stdout; a reader that has gone away does not change the exit code."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes once more and says so
 
 
 if __name__ == "__main__":

@@ -54,9 +54,7 @@ class _Caller:
 
     def _age_s(self, job: _Job) -> float:
         """The larger of both clocks' readings: either may stand still while the machine is suspended."""
-        return max(
-            self._host_clock.elapsed_s() - job.claimed_elapsed_s, self._host_clock.wall_s() - job.claimed_wall_s
-        )
+        return max(self._host_clock.elapsed_s() - job.claimed_elapsed_s, self._host_clock.wall_s() - job.claimed_wall_s)
 
 
 def not_sent(why: str) -> Outcome:

@@ -5,6 +5,7 @@ structlog is imported when logs are configured, since commands such as `--help` 
 
 import contextlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -17,7 +18,16 @@ from meterctl.redaction import Redactor
 if TYPE_CHECKING:
     import logging
 
-__all__ = ["Log", "Redactor", "configure_logs", "get_logger", "render_crash", "render_exception", "wants_color"]
+__all__ = [
+    "Log",
+    "Redactor",
+    "configure_logs",
+    "get_logger",
+    "redact",
+    "render_crash",
+    "render_exception",
+    "wants_colour",
+]
 
 THIRD_PARTY_LOGGERS = ("stripe", "urllib3", "psycopg")
 """Libraries whose warnings join our log. What they say below that is for their own developers."""
@@ -42,12 +52,17 @@ def render_crash(error: BaseException, redactor: Redactor | None = None) -> str:
         "hint: running the command again is safe; please report this with the lines below\n"
         f"{render_exception(error)}"
     )
-    return (redactor or _state.redactor).text(text)
+    return (redactor or _state.redactor).text(text) + "\n"
 
 
-def wants_color(stream: TextIO, environ: Mapping[str, str], *, no_color: bool) -> bool:
-    """Whether to use colour: on a terminal that is not dumb, unless NO_COLOR (no-color.org) or a flag forbids it."""
-    return not no_color and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb" and stream.isatty()
+def redact(text: str) -> str:
+    """Return the text without the secrets the logs were configured with, and without what looks like one."""
+    return _state.redactor.text(text)
+
+
+def wants_colour(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether to use colour: on a terminal that is not dumb, unless NO_COLOR (no-color.org) forbids it."""
+    return not environ.get("NO_COLOR") and environ.get("TERM") != "dumb" and not stream.closed and stream.isatty()
 
 
 def _plain(level: str, event: str, values: dict[str, Any]) -> None:
@@ -109,12 +124,12 @@ def get_logger(**context: object) -> Log:
 
 
 def configure_logs(
-    stream: TextIO, *, level: str = "info", console: bool = False, secrets: Iterable[str] = (), color: bool = False
+    stream: TextIO, *, level: str = "info", console: bool = False, secrets: Iterable[str] = (), colour: bool = True
 ) -> Redactor:
     """Send log lines of at least `level` to `stream`, secrets masked, and return the redactor used for that.
 
-    `level` is debug, info, warning or error. `console`: plain text for a terminal instead of JSON. May be called again;
-    the last call counts.
+    `level` is debug, info, warning or error. `console`: text for a terminal instead of JSON, in colour where
+    `colour` allows it and the terminal wants it. May be called again; the last call counts.
     """
     import structlog  # noqa: PLC0415 -- 90 ms that `--help` need not spend
 
@@ -127,7 +142,7 @@ def configure_logs(
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _exception_as_text,
             lambda _logger, _name, entry: _ordered(redactor.value(entry)),
-            _renderer(stream, console=console, color=color),
+            _renderer(stream, console=console, colour=colour and wants_colour(stream, os.environ)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: _Lines(write),
@@ -139,12 +154,12 @@ def configure_logs(
     return redactor
 
 
-def _renderer(stream: TextIO, *, console: bool, color: bool) -> Callable[[Any, str, MutableMapping[str, Any]], str]:
+def _renderer(stream: TextIO, *, console: bool, colour: bool) -> Callable[[Any, str, MutableMapping[str, Any]], str]:
     import structlog  # noqa: PLC0415 -- see configure_logs
 
     if console:
         return structlog.dev.ConsoleRenderer(
-            colors=color, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+            colors=colour, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
         )
     is_unicode = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
     return lambda _logger, _name, entry: json.dumps(entry, ensure_ascii=not is_unicode)

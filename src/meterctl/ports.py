@@ -1,4 +1,4 @@
-"""What the actions need from the outside, in the words of the design. Adapters: `postgres/`, `stripe_api/`, `dispatch`."""
+"""What the actions need from the outside, in the design's words. Adapters: `postgres`, `stripe_api`, `dispatch`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -73,7 +73,8 @@ def _shown(value: object) -> str:
 def _forms(secret: str) -> set[str]:
     """Given a secret, return it as URLs, JSON and Python would write it, too."""
     plain = {secret, unquote(secret)}
-    encoded = {encode(form) for form in plain for encode in (quote, quote_plus, lambda text: quote(text, safe=""))}
+    encodings = ((quote, "/"), (quote, ""), (quote_plus, ""))
+    encoded = {encode(form, safe, errors="surrogateescape") for form in plain for encode, safe in encodings}
     encoded |= {re.sub(r"%[0-9A-F]{2}", lambda escape: escape[0].lower(), form) for form in encoded}
     escaped = {json.dumps(form, ensure_ascii=ascii_only)[1:-1] for form in plain for ascii_only in (True, False)}
     return plain | encoded | escaped | {repr(form)[1:-1] for form in plain}

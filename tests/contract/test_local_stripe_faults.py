@@ -69,7 +69,7 @@ def test_time_out_keeps_the_client_waiting(
 def test_slow_call_is_executed_in_the_end_even_if_nobody_waits(
     frozen: LocalStripe, report: Any, make_stripe_sdk: Any
 ) -> None:
-    frozen.add_fault(Fault(kind=FaultKind.SLOW, delay_s=0.3))
+    frozen.add_fault(Fault(kind=FaultKind.SLOW, delay_s=0.8))
     with pytest.raises(stripe.APIConnectionError):
         report("one", sdk=make_stripe_sdk(read_timeout_s=0.1))
     assert total(frozen) == 0

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import stripe
 
-from meterctl.sandbox.local_stripe import LocalStripe, StripeOptions
+from meterctl.sandbox.local_stripe import FaultKind, LocalStripe, StripeOptions
+from meterctl.sandbox.local_stripe.limits import TokenBucket
 
-LATENCY_MS = 250
+LATENCY_MS = 500
 
 
 def at_once(report: Any, *calls: dict[str, Any]) -> list[BaseException | None]:
@@ -40,8 +41,11 @@ def test_other_customers_and_meters_go_side_by_side(frozen: LocalStripe, report:
 
 def test_lane_is_free_again_after_the_answer_and_after_a_lost_one(frozen: LocalStripe, report: Any) -> None:
     frozen.set_options(latency_ms=10)
-    for _ in range(3):
+    report()
+    frozen.add_fault(FaultKind.LOST_ANSWER)
+    with pytest.raises(stripe.APIConnectionError):
         report()
+    report()
 
 
 def test_concurrency_check_can_be_switched_off(frozen: LocalStripe, report: Any) -> None:
@@ -60,16 +64,25 @@ def test_concurrent_calls_of_many_customers_are_all_kept(frozen: LocalStripe, re
 
 
 def test_calls_beyond_the_rate_are_429_with_a_reason(frozen: LocalStripe, report: Any) -> None:
-    """A second's worth may come at once; the bucket fills by real time, whatever the sandbox's clock says."""
-    frozen.set_options(rate_limit_per_s=5)
-    for _ in range(5):
-        report()
+    frozen.set_options(rate_limit_per_s=0.001)
+    report()
     with pytest.raises(stripe.RateLimitError) as caught:
         report("refused", key="k")
     assert caught.value.headers is not None
     assert caught.value.headers["Stripe-Rate-Limited-Reason"] == "endpoint-rate"
     frozen.set_options(rate_limit_per_s=None)
     assert "Idempotent-Replayed" not in report("refused", key="k").last_response.headers
+
+
+def test_bucket_holds_a_second_of_calls_and_fills_by_real_time() -> None:
+    now_s = [100.0]
+    bucket = TokenBucket(lambda: now_s[0])
+    assert [bucket.take(4) for _ in range(5)] == [True] * 4 + [False]
+    now_s[0] += 0.5
+    assert [bucket.take(4) for _ in range(3)] == [True, True, False]
+    now_s[0] += 3600
+    assert [bucket.take(4) for _ in range(5)] == [True] * 4 + [False]
+    assert all(bucket.take(None) for _ in range(100))
 
 
 @pytest.mark.parametrize("key", ["sk_wrong_example", "whatever", "pk_test_example"])

@@ -60,6 +60,8 @@ def test_zero_usage_is_no_row_or_a_row_of_zero(frozen: LocalStripe, summaries: A
     assert [row.aggregated_value for row in summaries().data] == [0]
     rows = summaries(value_grouping_window="hour", limit=100).data
     assert [row.aggregated_value for row in rows] == [0] * 24
+    with pytest.raises(stripe.InvalidRequestError, match="windows"):
+        summaries(value_grouping_window="hour", start_time=0)
 
 
 @pytest.mark.parametrize(("window", "length_s", "expected"), [("hour", HOUR_S, [1, 5]), ("day", DAY_S, [6])])

@@ -11,9 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -170,7 +172,9 @@ def test_half_an_environment_is_made_anew(checkout: Path) -> None:
 
 
 @needs_pip
-def test_a_killed_set_up_is_done_again(checkout: Path) -> None:
+@pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["alone", "with its pip"])
+def test_a_killed_set_up_is_done_again(checkout: Path, kill: Callable[[int, int], None]) -> None:
+    """Where only `dev` is killed, its pip still writes: the next one waits for that."""
     with subprocess.Popen(
         [sys.executable, str(checkout / "dev"), "meterctl"],
         env=environment(checkout),
@@ -180,7 +184,11 @@ def test_a_killed_set_up_is_done_again(checkout: Path) -> None:
     ) as setting_up:
         assert setting_up.stderr is not None
         assert "setting up" in setting_up.stderr.readline()
-        os.killpg(setting_up.pid, signal.SIGKILL)
+        python = checkout / ".venv" / "bin" / "python"
+        while not python.exists():
+            time.sleep(0.005)
+        time.sleep(0.1)
+        kill(setting_up.pid, signal.SIGKILL)
     again = dev(checkout, "meterctl")
     assert (again.returncode, again.stdout[:11]) == (7, "pretend 1.0"), again.stderr
 

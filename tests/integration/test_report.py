@@ -12,7 +12,7 @@ DAY = timedelta(days=1)
 def test_rows_are_billed_once_and_stamped(world: World) -> None:
     world.customer("ada")
     world.usage("ada", 3)
-    world.usage("ada", Decimal("2"))
+    world.usage("ada", Decimal(2))
     result = world.run()
     assert result.exit_code is ExitCode.OK
     assert (result.totals.reported, result.totals.units) == (2, Decimal(5))
@@ -115,8 +115,7 @@ def test_usage_of_the_future_waits(world: World) -> None:
 
 def test_an_event_accepted_after_the_grace_is_late(world: World) -> None:
     now = world.time.now()
-    period = {"current_period_start": now - 30 * DAY, "current_period_end": now - timedelta(hours=2)}
-    world.customer("ada", **period)
+    world.customer("ada", current_period_start=now - 30 * DAY, current_period_end=now - timedelta(hours=2))
     world.usage("ada", 5, ago=3 * DAY)
     result = world.run()
     assert (result.totals.late, result.totals.late_units, result.exit_code) == (1, 5, ExitCode.PROBLEMS)
@@ -124,8 +123,7 @@ def test_an_event_accepted_after_the_grace_is_late(world: World) -> None:
 
 def test_usage_before_the_period_start_is_measured_against_it(world: World) -> None:
     now = world.time.now()
-    period = {"current_period_start": now - timedelta(minutes=30), "current_period_end": now + 30 * DAY}
-    world.customer("ada", **period)
+    world.customer("ada", current_period_start=now - timedelta(minutes=30), current_period_end=now + 30 * DAY)
     world.usage("ada", ago=timedelta(hours=1))
     result = world.run()
     assert (result.totals.late, world.events()[0]["period_end"]) == (0, now - timedelta(minutes=30))

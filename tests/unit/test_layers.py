@@ -39,7 +39,7 @@ TYPES_ONLY = {("render", "actions")}
 """Imports that may name classes only: rendering shows the results of actions, and calls none."""
 
 LAZILY = {("cli", "sandbox")}
-"""Imports that stand inside functions only: what they import is an extra that need not be installed."""
+"""Imports that do not run with the module: what they import is an extra that need not be installed."""
 
 OUTSIDE: dict[str, set[str]] = {
     # A package, and the only layers that may import it.
@@ -83,7 +83,7 @@ class Import:
     """What is taken from it; empty for `import target`."""
     line: int
     lazy: bool
-    """Inside a function."""
+    """Inside a function, or under TYPE_CHECKING."""
 
     @property
     def package(self) -> str:
@@ -94,10 +94,8 @@ class Import:
 def imports_of(module: str, source: str, *, is_package: bool = False) -> Iterator[Import]:
     """Yield every import of a module's source text."""
     tree = ast.parse(source)
-    functions = [
-        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    ]
-    lazy = {id(inner) for function in functions for inner in ast.walk(function)}
+    deferred = [node for node in ast.walk(tree) if _is_deferred(node)]
+    lazy = {id(inner) for outer in deferred for inner in ast.walk(outer)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -106,6 +104,13 @@ def imports_of(module: str, source: str, *, is_package: bool = False) -> Iterato
             start = _absolute(node, module, is_package=is_package)
             for alias in node.names:
                 yield Import(target=start, name=alias.name, line=node.lineno, lazy=id(node) in lazy)
+
+
+def _is_deferred(node: ast.AST) -> bool:
+    """Tell whether what stands inside is not run when the module is imported."""
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def _absolute(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:
@@ -229,6 +234,7 @@ def test_a_planted_import_is_reported(module: str, source: str, complaint: str) 
         ("meterctl.core.planted", "from .model import State\nfrom meterctl.errors import ExitCode"),
         ("meterctl.render.planted", "from meterctl.actions.report import Report\nimport rich.table"),
         ("meterctl.cli.planted", "def up():\n    from meterctl.sandbox.postgres import EmbeddedPostgres"),
+        ("meterctl.cli.planted", "if TYPE_CHECKING:\n    from meterctl.sandbox.postgres import EmbeddedPostgres"),
         ("meterctl.cli.planted", "from meterctl import __version__"),
         ("meterctl.sandbox.planted", "from meterctl.sandbox.local_stripe.server import X\nimport psycopg"),
         ("meterctl.__main__", "from meterctl.cli.app import app"),

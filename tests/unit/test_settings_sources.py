@@ -103,12 +103,11 @@ def test_meters_of_a_file_replace_the_shipped_ones_and_lookups_stay(place: Place
 
 def test_lookups_of_a_file_replace_the_shipped_ones(place: Place) -> None:
     file = place.file('[lookups.individual]\ntable = "t"\nsubject = "s"\ncustomer = "c"\n')
-    problems = place.problems(file)
-    assert problems == (
-        "shipped defaults: meters.ai_suggestion.payers[1].lookup: there is no [lookups.organization]; known: individual",
-        "shipped defaults: meters.active_sensors.payers[0].lookup: there is no [lookups.organization]; known: individual",
-        "shipped defaults: meters.temperature_readings.payers[0].lookup: there is no [lookups.organization]; "
-        "known: individual",
+    missing = "there is no [lookups.organization]; known: individual"
+    assert place.problems(file) == (
+        f"shipped defaults: meters.ai_suggestion.payers[1].lookup: {missing}",
+        f"shipped defaults: meters.active_sensors.payers[0].lookup: {missing}",
+        f"shipped defaults: meters.temperature_readings.payers[0].lookup: {missing}",
     )
 
 

@@ -1,4 +1,4 @@
-"""What answers mean for the run: counts, further attempts, and reasons to stop. The event's own fate is `core/state.py`."""
+"""What answers mean for the run: counts, further attempts, reasons to stop. The event's own fate is `core/state.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class Answers:
             if abs(outcome.stripe_date - now) > CLOCK_DIFFERENCE_MAX:
                 self.stop(
                     ExitCode.UNAVAILABLE,
-                    f"Stripe's clock ({outcome.stripe_date:%F %T}Z) and PostgreSQL's ({now:%F %T}Z) are over 5 min apart",
+                    f"Stripe's clock ({outcome.stripe_date:%F %T}Z) and PostgreSQL's ({now:%F %T}Z) are > 5 min apart",
                 )
         if outcome.livemode is not None and outcome.livemode is not self.livemode:
             self.stop(ExitCode.CONFIGURATION, "Stripe answered in another mode than the run was started for")

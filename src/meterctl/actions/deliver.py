@@ -165,7 +165,7 @@ class Delivery:
         self._scan_ended = self._scan_ended or (request.scan_max > 0 and claimed.scan_ended)
 
     def _keep_waiting(self, request: ClaimRequest, claimed: Claimed) -> None:
-        """Retries whose lane was busy wait a little; those that no lane of ours keeps from being claimed are dropped."""
+        """Retries whose lane was busy wait a little; those that nothing of ours kept from a claim are given up."""
         granted = {claim.event.id for claim in claimed.claims}
         left = [event_id for event_id in request.retry_ids if event_id not in granted]
         if self.dispatcher.outstanding or claimed.lost_race:

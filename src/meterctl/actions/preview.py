@@ -1,6 +1,5 @@
 """Preview: what a report would do, read in a transaction PostgreSQL itself holds READ ONLY."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -60,13 +59,3 @@ def _note(plan: Plan, kind: KindCount) -> None:
         plan.tally.problem("held", kind.sample_ids, count=kind.event_count)
     else:
         plan.tally.collected(kind)
-
-
-def oldest(plans: Iterable[Plan]) -> datetime | None:
-    """Return the oldest usage any of the plans would send."""
-    return min((plan.oldest for plan in plans if plan.oldest), default=None)
-
-
-def events(plans: Sequence[Plan]) -> int:
-    """Return how many calls all plans together would make."""
-    return sum(plan.events for plan in plans)

@@ -111,9 +111,7 @@ class Report:
         return self.result
 
     def _locked_out(self, event_name: str) -> bool:
-        if self.locks.acquire(
-            event_name, timeout_s=self.options.lock_timeout_s, stopping=lambda: self.stop.requested
-        ):
+        if self.locks.acquire(event_name, timeout_s=self.options.lock_timeout_s, stopping=lambda: self.stop.requested):
             return False
         self.result.codes.append(ExitCode.LOCKED)
         self.result.notes.append(f"{event_name}: locked by {self.locks.holder(event_name)}")
@@ -192,7 +190,7 @@ class Report:
         if left.held_count:
             tally.problem("held", left.held_ids, count=left.held_count)
         if tally.late:
-            tally.problem("late", [], count=tally.late)
+            tally.note_late()
 
 
 def _codes(tally: Tally, *, limited: bool) -> Sequence[ExitCode]:

@@ -20,6 +20,8 @@ HINTS = {
 }
 """Problem → what to do next; other rejections are mended at their cause and retried."""
 
+LATE_HINT = "were accepted after their invoice was final: bill them by hand, and report more often (--recent 2d)"
+
 RETRY_HINT = "mend the cause, then `meterctl ledger retry --code {code} --reason …`"
 
 
@@ -65,6 +67,11 @@ class Tally:
         problem.count += count
         problem.sample_ids += list(sample_ids)[: SAMPLES_MAX - len(problem.sample_ids)]
 
+    def note_late(self) -> None:
+        """Note what was accepted after its invoice was final, and how much that is."""
+        hint = f"{formatted(self.late_units)} units {LATE_HINT}"
+        self.problems["late"] = Problem(code="late", count=self.late, hint=hint)
+
     def figures(self) -> dict[str, int | str]:
         """Return the counts under the names `--json` uses."""
         return {
@@ -92,4 +99,6 @@ def summed(tallies: Iterable[Tally]) -> Tally:
         total.late_units += tally.late_units
         for problem in tally.problems.values():
             total.problem(problem.code, problem.sample_ids, count=problem.count)
+    if "late" in total.problems:
+        total.note_late()
     return total

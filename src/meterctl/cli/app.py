@@ -1,4 +1,4 @@
-"""The command line: a file per group, each of which parses, wires, calls one action, renders and gives the exit code."""
+"""The command line: a file per group, which parses, wires, calls one action, renders and gives the exit code."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +31,7 @@ def _root(
     config: Annotated[
         Path | None, typer.Option("-c", "--config", help="Configuration file (TOML).", metavar="FILE")
     ] = None,
+    *,
     version: Annotated[  # noqa: ARG001 -- eager, answered by its callback
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,

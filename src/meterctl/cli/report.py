@@ -1,5 +1,6 @@
 """`report` and `report-usage`: the nightly job."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +46,7 @@ def register(app: typer.Typer) -> None:
     )
 
 
-def _command(name: str):  # noqa: ANN202 -- Typer reads the inner function's own annotations
+def _command(name: str) -> Callable[..., None]:
     def report(  # noqa: PLR0913 -- one parameter for each option; Typer's way
         context: typer.Context,
         *,
@@ -64,7 +65,7 @@ def _command(name: str):  # noqa: ANN202 -- Typer reads the inner function's own
         verbose: Verbose = False,
         no_color: NoColor = False,
     ) -> None:
-        from meterctl.actions.report import ReportOptions  # noqa: PLC0415 -- keeps --help fast
+        from meterctl.actions.report import ReportOptions
 
         options = ReportOptions(
             batch_size=batch_size,
@@ -92,15 +93,19 @@ def _command(name: str):  # noqa: ANN202 -- Typer reads the inner function's own
 
 
 def _report(context: typer.Context, asked: Asked) -> int:
-    from meterctl.cli.report_run import dry_run, real_run  # noqa: PLC0415 -- keeps --help fast
-    from meterctl.cli.wiring import open_settings  # noqa: PLC0415 -- keeps --help fast
+    from meterctl.cli.report_run import dry_run, real_run
+    from meterctl.cli.wiring import open_settings
 
     flags = {"stripe.mode": "live"} if asked.live else {}
-    settings = open_settings(context, flags=flags, verbose=asked.verbose, no_color=asked.no_color)
+    settings = open_settings(context, flags=flags, verbose=asked.verbose, quiet=asked.quiet, no_color=asked.no_color)
     keys = chosen_meters(settings, asked)
     _guard_mode(settings, asked)
     configured = settings.stripe.api_key is not None
-    return dry_run(settings, keys, asked, unsent=not configured) if asked.dry_run or not configured else real_run(settings, keys, asked)
+    return (
+        dry_run(settings, keys, asked, unsent=not configured)
+        if asked.dry_run or not configured
+        else real_run(settings, keys, asked)
+    )
 
 
 def chosen_meters(settings: "Settings", asked: Asked) -> list[str]:
@@ -135,7 +140,7 @@ def _guard_mode(settings: "Settings", asked: Asked) -> None:
         raise ConfigurationError("no Stripe key is set", hint="set STRIPE_SECRET_KEY or STRIPE_SECRET_KEY_FILE")
     if key_mode == "live" and mode == "test":
         raise ConfigurationError(
-            "the key is a live-mode key, but live mode was not asked for", hint="add --live, or stripe.mode = \"live\""
+            "the key is a live-mode key, but live mode was not asked for", hint='add --live, or stripe.mode = "live"'
         )
     if key_mode == "test" and mode == "live":
         raise ConfigurationError(

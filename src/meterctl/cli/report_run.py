@@ -2,13 +2,14 @@
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from meterctl.actions.preview import preview
 from meterctl.actions.report import MeterJob, Report, ReportResult
+from meterctl.actions.tally import summed
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
 from meterctl.core.pacing import TokenBucket
@@ -18,6 +19,7 @@ from meterctl.logs import get_logger
 from meterctl.ports import Dispatcher, StopRequest
 from meterctl.postgres.check import require_fit
 from meterctl.postgres.clock import PostgresClock
+from meterctl.postgres.connect import Connection
 from meterctl.postgres.ledger import PostgresMeterLedger
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
@@ -25,13 +27,10 @@ from meterctl.postgres.runs import claim_ledger, finish_run, require_owner, run_
 from meterctl.render.report import ReportDocument, show_plan, show_report
 from meterctl.settings.meters import RowsMeter
 from meterctl.stripe_api.account import account_id, answered_livemode
-from meterctl.stripe_api.client import stripe_client
+from meterctl.stripe_api.client import StripeClient, stripe_client
 from meterctl.stripe_api.single import SingleEvents
 
 if TYPE_CHECKING:
-    import psycopg
-    import stripe
-
     from meterctl.cli.report import Asked
     from meterctl.settings import Settings
 
@@ -74,8 +73,14 @@ def dry_run(settings: "Settings", keys: Sequence[str], asked: "Asked", *, unsent
     if unsent:
         log.warning("stripe_not_configured", hint="set STRIPE_SECRET_KEY; nothing was written or sent")
     document = ReportDocument(
-        command=asked.command, mode=settings.stripe.mode, dry_run=True, started_at=started_at,
-        run_id=None, exit_code=ExitCode.OK, tallies=[plan.tally for plan in plans],
+        command=asked.command,
+        mode=settings.stripe.mode,
+        dry_run=True,
+        started_at=started_at,
+        run_id=None,
+        exit_code=ExitCode.OK,
+        tallies=[plan.tally for plan in plans],
+        totals=summed(plan.tally for plan in plans),
     )
     show_plan(document, plans, rate_per_s=rate_per_s(settings), as_json=asked.as_json, quiet=asked.quiet)
     return ExitCode.OK
@@ -93,7 +98,9 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> int:
         clock = PostgresClock(connection, host_clock)
         claim_ledger(connection, owner, clock.now())
         run_id = start_run(connection, asked.command, owner, clock.now())
-        with MeterLocks(settings.database_url.get_secret_value(), run_label=run_label(), host_clock=host_clock) as locks:
+        with MeterLocks(
+            settings.database_url.get_secret_value(), run_label=run_label(), host_clock=host_clock
+        ) as locks:
             report = Report(
                 options=asked.options,
                 livemode=owner.livemode,
@@ -110,7 +117,7 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> int:
     return result.exit_code
 
 
-def _owner(client: "stripe.StripeClient", settings: "Settings") -> LedgerOwner:
+def _owner(client: StripeClient, settings: "Settings") -> LedgerOwner:
     livemode = settings.stripe.mode == "live"
     account = account_id(client, settings.stripe)
     answered = answered_livemode(client)
@@ -123,7 +130,7 @@ def _owner(client: "stripe.StripeClient", settings: "Settings") -> LedgerOwner:
 
 
 def _jobs(
-    connection: "psycopg.Connection",
+    connection: Connection,
     settings: "Settings",
     keys: Sequence[str],
     owner: LedgerOwner,
@@ -136,8 +143,8 @@ def _jobs(
     return {rows_meter(settings, key).event_name: opener(key) for key in keys}
 
 
-def _job(  # noqa: PLR0913 -- the parts of a run meet here and nowhere else
-    connection: "psycopg.Connection", settings: "Settings", key: str, owner: LedgerOwner, run_id: int, asked: "Asked"
+def _job(
+    connection: Connection, settings: "Settings", key: str, owner: LedgerOwner, run_id: int, asked: "Asked"
 ) -> MeterJob:
     meter = rows_meter(settings, key)
     source = PostgresRows(connection, key, meter, settings.lookups, owner)
@@ -165,8 +172,8 @@ def rows_meter(settings: "Settings", key: str) -> RowsMeter:
 
 
 def _dispatchers(
-    client: "stripe.StripeClient", settings: "Settings", host_clock: SystemHostClock
-) -> Callable[[], "contextmanager[Dispatcher]"]:
+    client: StripeClient, settings: "Settings", host_clock: SystemHostClock
+) -> Callable[[], AbstractContextManager[Dispatcher]]:
     bucket = TokenBucket(rate_per_s(settings))
 
     @contextmanager
@@ -200,9 +207,18 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 def _tell(result: ReportResult, settings: "Settings", asked: "Asked", run_id: int, started_at: datetime) -> None:
     document = ReportDocument(
-        command=asked.command, mode=settings.stripe.mode, dry_run=False, started_at=started_at,
-        run_id=run_id, exit_code=result.exit_code, tallies=result.tallies, notes=result.notes,
+        command=asked.command,
+        mode=settings.stripe.mode,
+        dry_run=False,
+        started_at=started_at,
+        run_id=run_id,
+        exit_code=result.exit_code,
+        tallies=result.tallies,
+        totals=result.totals,
+        notes=result.notes,
     )
     show_report(document, as_json=asked.as_json, quiet=asked.quiet)
-    level = log.info if result.exit_code == ExitCode.OK else log.warning
-    level("run_finished", run_id=run_id, command=asked.command, exit_code=int(result.exit_code), **result.totals.figures())
+    level = log.info if result.exit_code == ExitCode.OK else log.error
+    level(
+        "run_finished", run_id=run_id, command=asked.command, exit_code=int(result.exit_code), **result.totals.figures()
+    )

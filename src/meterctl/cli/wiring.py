@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,23 +11,29 @@ import typer
 from meterctl.errors import UsageError
 
 if TYPE_CHECKING:
-    import psycopg
+    from pathlib import Path
 
+    from meterctl.postgres.connect import Connection
     from meterctl.settings import Settings
 
 
 def open_settings(
-    context: typer.Context, *, flags: Mapping[str, object] | None = None, verbose: bool = False, no_color: bool = False
+    context: typer.Context,
+    *,
+    flags: Mapping[str, object] | None = None,
+    verbose: bool = False,
+    quiet: bool = False,
+    no_color: bool = False,
 ) -> "Settings":
     """Read the settings (flag > environment > file > default) and set up the logs so that no secret passes them."""
-    from meterctl.logs import configure_logs, get_logger  # noqa: PLC0415 -- keeps --help fast
-    from meterctl.settings import load_settings  # noqa: PLC0415 -- keeps --help fast
+    from meterctl.logs import configure_logs, get_logger
+    from meterctl.settings import load_settings
 
     file: Path | None = context.find_root().obj
     settings = load_settings(config_file=file, environ=os.environ, flags=flags or {})
     configure_logs(
         sys.stderr,
-        level="info" if verbose else "warning",
+        level=_log_level(verbose=verbose, quiet=quiet, terminal=sys.stderr.isatty()),
         console=sys.stderr.isatty(),
         secrets=settings.secrets,
         colour=not no_color,
@@ -38,12 +43,21 @@ def open_settings(
     return settings
 
 
+def _log_level(*, verbose: bool, quiet: bool, terminal: bool) -> str:
+    """Without a terminal the log is the record of the run; on one, tables say it. Quiet keeps what went wrong."""
+    if verbose:
+        return "debug"
+    if quiet:
+        return "error"
+    return "warning" if terminal else "info"
+
+
 @contextmanager
-def open_database(settings: "Settings") -> "Iterator[psycopg.Connection]":
+def open_database(settings: "Settings") -> "Iterator[Connection]":
     """Open the database and check that its schema is ours. Raises the MeterctlError that fits."""
-    from meterctl.postgres.connect import connect  # noqa: PLC0415 -- keeps --help fast
-    from meterctl.postgres.migrate import require_schema  # noqa: PLC0415 -- keeps --help fast
-    from meterctl.postgres.runs import run_label  # noqa: PLC0415 -- keeps --help fast
+    from meterctl.postgres.connect import connect
+    from meterctl.postgres.migrate import require_schema
+    from meterctl.postgres.runs import run_label
 
     with connect(settings.database_url.get_secret_value(), application_name=run_label()) as connection:
         require_schema(connection)
@@ -55,5 +69,7 @@ def confirmed(question: str, *, yes: bool) -> bool:
     if yes:
         return True
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError("this asks first, and there is no terminal to ask on", hint="look at what it shows, then add --yes")
+        raise UsageError(
+            "this asks first, and there is no terminal to ask on", hint="look at what it shows, then add --yes"
+        )
     return typer.confirm(question, err=True)

@@ -1,4 +1,4 @@
-"""How fast and how long to try: token bucket, backoff, and when a run gives up. Clock readings are passed in seconds."""
+"""How fast and how long to try: token bucket, backoff, when a run gives up. Clock readings are passed in seconds."""
 
 import heapq
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ WAITING_MAX = 10_000
 
 
 def backoff_s(attempt: int, jitter: float) -> float:
-    """Given how many attempts were made and a random number in [0, 1), return seconds to wait: 75-125 % of 5, 10, 20…"""
+    """Given the attempts made and a random number in [0, 1), return seconds to wait: 75-125 % of 5, 10, 20, 40."""
     return float(BACKOFF_S * 2 ** (attempt - 1) * (0.75 + jitter / 2))
 
 
@@ -119,7 +119,7 @@ class OutageWatch:
     _exhausted: int = 0
 
     def heard(self, *, now_s: float, below_500: bool, success: bool) -> None:
-        """Note one attempt: was there an answer below 500, and did it move its event on?"""
+        """Note one attempt: whether an answer below 500 came, and whether it moved its event on."""
         if below_500:
             self._answered_s, self._unanswered = now_s, False
         else:

@@ -1,4 +1,4 @@
-"""The state machine of one attempt: (claim, outcome) → what to write. The whole of the protocol's section on answers."""
+"""The state machine of one attempt: (claim, outcome) → what to write. All that the protocol says about answers."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from meterctl.core.model import Claim, Outcome, OutcomeKind, SettledBy, State
 
 IDENTIFIER_TAKEN = "identifier_taken"
-"""Code of an event whose identifier Stripe knew before we ever sent it: somebody else reported it, or will be billed."""
+"""Code of an event whose identifier Stripe knew before we ever sent it: somebody else has reported under it."""
 
 _PROVES_UNPROCESSED = frozenset(
     {

@@ -13,6 +13,9 @@ from psycopg import errors as pg
 
 from meterctl.errors import ConfigurationError, MeterctlError, NotPermittedError, UnavailableError
 
+Connection = psycopg.Connection
+"""What commands hand to the adapters, without a need to know psycopg."""
+
 STATEMENT_TIMEOUT = timedelta(minutes=10)
 LOCK_TIMEOUT = timedelta(seconds=2)
 CONNECT_TIMEOUT_S = 10
@@ -21,7 +24,7 @@ CONNECT_TIMEOUT_S = 10
 def connect(conninfo: str, *, application_name: str = "meterctl") -> psycopg.Connection:
     """Open a connection in autocommit mode. Raises the MeterctlError that fits the cause."""
     with translated("connecting to PostgreSQL"):
-        connection = psycopg.connect(
+        return psycopg.connect(
             conninfo,
             autocommit=True,
             application_name=application_name,
@@ -29,7 +32,6 @@ def connect(conninfo: str, *, application_name: str = "meterctl") -> psycopg.Con
             client_encoding="utf8",
             prepare_threshold=None,
         )
-    return connection
 
 
 @contextmanager
@@ -69,28 +71,48 @@ def translated(doing: str) -> Iterator[None]:
         raise ours from error
 
 
+_KINDS: tuple[tuple[tuple[type[psycopg.Error], ...], type[MeterctlError], str], ...] = (
+    (
+        (pg.InvalidPassword, pg.InvalidAuthorizationSpecification),
+        NotPermittedError,
+        "check user and password in DATABASE_URL",
+    ),
+    (
+        (pg.InsufficientPrivilege,),
+        NotPermittedError,
+        "`meterctl db check` names the GRANT that is missing",
+    ),
+    (
+        (pg.ReadOnlySqlTransaction,),
+        ConfigurationError,
+        "this server is read-only (a replica?); use the primary",
+    ),
+    ((pg.InvalidCatalogName,), ConfigurationError, "check the database name in DATABASE_URL"),
+    ((pg.UndefinedTable, pg.UndefinedColumn), ConfigurationError, "run `meterctl db check`"),
+    (
+        (psycopg.OperationalError, psycopg.InterfaceError),
+        UnavailableError,
+        "nothing is lost; run again when PostgreSQL is back",
+    ),
+)
+"""psycopg's errors → ours, with what to do. First match counts."""
+
+_WHILE_CONNECTING: tuple[tuple[str, type[MeterctlError], str], ...] = (
+    ("password", NotPermittedError, "check user and password in DATABASE_URL"),
+    ("no pg_hba.conf entry", NotPermittedError, "let this host and role in (pg_hba.conf)"),
+    ('role "', NotPermittedError, "check the user in DATABASE_URL"),
+    ('database "', ConfigurationError, "check the database name in DATABASE_URL"),
+)
+"""Errors of a connection's start carry no SQLSTATE on this side of the wire; the server's words remain."""
+
+
 def _translation(error: psycopg.Error, doing: str) -> MeterctlError | None:
     message = f"{doing}: {_first_line(error)}"
-    match error:
-        case pg.InvalidPassword() | pg.InvalidAuthorizationSpecification():
-            return NotPermittedError(message, hint="check user and password in DATABASE_URL")
-        case pg.InsufficientPrivilege():
-            return NotPermittedError(message, hint="grant the role what README, section Privileges, lists")
-        case pg.ReadOnlySqlTransaction():
-            return ConfigurationError(message, hint="this server is read-only (a replica?); use the primary")
-        case pg.InvalidCatalogName():
-            return ConfigurationError(message, hint="check the database name in DATABASE_URL")
-        case pg.UndefinedTable() | pg.UndefinedColumn():
-            return ConfigurationError(message, hint="run `meterctl db check`")
-        case psycopg.OperationalError() if error.sqlstate is None and "password" in str(error):
-            # Errors of the connection's start carry no SQLSTATE on the client's side; the server's words remain.
-            return NotPermittedError(message, hint="check user and password in DATABASE_URL")
-        case psycopg.OperationalError() if error.sqlstate is None and "does not exist" in str(error):
-            return ConfigurationError(message, hint="check the names in DATABASE_URL")
-        case psycopg.OperationalError() | psycopg.InterfaceError():
-            return UnavailableError(message, hint="nothing is lost; run again when PostgreSQL is back")
-        case _:
-            return None
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None and "FATAL" in str(error):
+        refusals = (ours(message, hint=hint) for words, ours, hint in _WHILE_CONNECTING if words in str(error))
+        if (refusal := next(refusals, None)) is not None:
+            return refusal
+    return next((ours(message, hint=hint) for theirs, ours, hint in _KINDS if isinstance(error, theirs)), None)
 
 
 def _first_line(error: psycopg.Error) -> str:

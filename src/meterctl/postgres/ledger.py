@@ -67,8 +67,11 @@ class PostgresMeterLedger:
         """Record answers, stamp accepted rows and claim what is next: one transaction, durable when this returns."""
         with transaction(self._connection):
             recorded = self._record(answers)
-            rows = (heard.claim.source_row_id for heard, after in answers
-                    if after.state is State.ACCEPTED and heard.claim.event.id in recorded)
+            rows = (
+                heard.claim.source_row_id
+                for heard, after in answers
+                if after.state is State.ACCEPTED and heard.claim.event.id in recorded
+            )
             self._stamped([row for row in rows if row is not None], now)
             return self._claimed(request) if request else Claimed()
 
@@ -101,9 +104,7 @@ class PostgresMeterLedger:
                 fresh = self._claim_fresh(request)
         except LOST_RACE:
             return Claimed(after_customer=request.after_customer, scan_ended=False, lost_race=True)
-        return Claimed(
-            claims=(*again, *fresh.claims), after_customer=fresh.after_customer, scan_ended=fresh.scan_ended
-        )
+        return Claimed(claims=(*again, *fresh.claims), after_customer=fresh.after_customer, scan_ended=fresh.scan_ended)
 
     def _claim_again(self, request: ClaimRequest) -> tuple[Claim, ...]:
         if not request.retry_ids:

@@ -5,18 +5,18 @@ itself on any death, of the host too: the server ends the transaction when it ha
 """
 
 from collections.abc import Callable
+from typing import Self
 
 import psycopg
 
 from meterctl.clock import HostClock
 from meterctl.errors import UnavailableError
 from meterctl.postgres.connect import connect, translated
+from meterctl.postgres.queries import query
 
 IDLE_LIMIT_MIN = 5
 PING_EVERY_S = 60.0
 POLL_EVERY_S = 1.0
-
-_KEY = "hashtextextended('meterctl:' || %(event_name)s, 0)"
 
 
 class MeterLocks:
@@ -33,7 +33,7 @@ class MeterLocks:
                 "SET LOCAL statement_timeout = '1min'"
             )
 
-    def __enter__(self) -> "MeterLocks":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,20 +50,14 @@ class MeterLocks:
 
     def _try(self, event_name: str) -> bool:
         with translated("taking the lock"):
-            row = self._connection.execute(f"SELECT pg_try_advisory_xact_lock({_KEY})", {"event_name": event_name}).fetchone()
+            row = self._connection.execute(query("lock", "acquire"), {"event_name": event_name}).fetchone()
         self._pinged_s = self._host_clock.elapsed_s()
         return bool(row and row[0])
 
     def holder(self, event_name: str) -> str:
         """Return who holds the meter's lock, as far as PostgreSQL shows it."""
         with translated("asking who holds the lock"):
-            row = self._connection.execute(
-                "SELECT a.application_name, a.pid FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)"
-                " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
-                f" AND (l.classid::bigint << 32 | l.objid::bigint) = {_KEY}"
-                " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-                {"event_name": event_name},
-            ).fetchone()
+            row = self._connection.execute(query("lock", "holder"), {"event_name": event_name}).fetchone()
         return f"{row[0]} (PostgreSQL backend {row[1]})" if row else "a run that has just ended"
 
     def keep(self) -> None:

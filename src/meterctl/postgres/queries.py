@@ -7,7 +7,7 @@ and are dropped, because psycopg reads `%` inside SQL comments as well.
 import re
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString, cast
+from typing import LiteralString
 
 _HEAD = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--[^\n]*\n", re.MULTILINE)
@@ -23,9 +23,8 @@ def query(file: str, name: str) -> LiteralString:
 def _statements(file: str) -> dict[str, LiteralString]:
     text = files(__package__).joinpath("sql", f"{file}.sql").read_text(encoding="utf-8")
     pieces = _HEAD.split(text)[1:]
-    # The text comes from our own package, never from a user: that is what LiteralString asserts.
-    return {name: cast("LiteralString", _bare(body)) for name, body in zip(pieces[::2], pieces[1::2], strict=True)}
+    return {name: _bare(body) for name, body in zip(pieces[::2], pieces[1::2], strict=True)}
 
 
-def _bare(body: str) -> str:
+def _bare(body: str) -> LiteralString:  # our own package's text, never a user's
     return _TRAILING_COMMENT.sub("", _COMMENT.sub("", body)).strip().rstrip(";")

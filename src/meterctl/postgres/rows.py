@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import errors as pg
@@ -59,8 +59,10 @@ class PostgresRows:
         """Turn the next page of rows into ledger events, in one transaction."""
         text = self._compose(query("rows", "collect"), classify=self._classify(window, after))
         parameters = self._parameters(window, after) | {
-            "batch_size": batch_size, "now": now,
-            "account": self._owner.account, "livemode": self._owner.livemode,
+            "batch_size": batch_size,
+            "now": now,
+            "account": self._owner.account,
+            "livemode": self._owner.livemode,
         }
         with transaction(self._connection):
             rows = self._fetch(text, parameters)
@@ -112,17 +114,23 @@ class PostgresRows:
         text = self._classify(window, None)
         return self._fetch(text, self._parameters(window, None) | {"batch_size": len(row_ids)})
 
+    def explain(self, window: RowWindow) -> None:
+        """Have PostgreSQL plan the classification without reading a row, within the caller's transaction."""
+        parameters = self._parameters(window, None) | {"batch_size": 0}
+        self._connection.execute(sql.SQL("EXPLAIN ") + self._classify(window, None), parameters)
+
     def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:
         """Stamp the rows that are neither stamped nor locked, within the caller's transaction; return how many."""
         cursor = self._connection.execute(
-            self._compose(query("rows", "stamp"), id_type=sql.SQL(self._id_type)), {"row_ids": list(row_ids), "now": now}
+            self._compose(query("rows", "stamp"), id_type=sql.SQL(self._id_type)),
+            {"row_ids": list(row_ids), "now": now},
         )
         return cursor.rowcount
 
     @property
     def _id_type(self) -> LiteralString:
         """The id column's type, as PostgreSQL itself writes it: safe to stand in SQL."""
-        return cast("LiteralString", self._table.columns[self._meter.id].type)
+        return self._table.columns[self._meter.id].type
 
     def _fetch(self, text: sql.Composed, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         try:
@@ -204,7 +212,9 @@ class PostgresRows:
                 "u.{occurred_at} BETWEEN %(since)s AND %(until)s",
                 "(u.{occurred_at} >= %(fresh_from)s OR u.{occurred_at} < %(expired_before)s)",
             ]
-            conditions += ["(u.{occurred_at}, u.{id}) > (%(after_occurred_at)s, %(after_id)s::{id_type})"] if after else []
+            conditions += (
+                ["(u.{occurred_at}, u.{id}) > (%(after_occurred_at)s, %(after_id)s::{id_type})"] if after else []
+            )
         conditions += ["u.{id}::text = ANY (%(row_ids)s)"] if window.row_ids else []
         conditions += ["(\n{own}\n)"] if self._meter.where else []
         own = _raw(self._meter.where or "")
@@ -228,7 +238,7 @@ class PostgresRows:
 
 def _raw(text: str) -> sql.SQL:
     """Return SQL of the operator's own as it stands; psycopg would read a single `%` as a parameter."""
-    return sql.SQL(cast("LiteralString", text.replace("%", "%%")))
+    return sql.SQL(text.replace("%", "%%"))
 
 
 def _column(name: str | None, template: LiteralString, otherwise: LiteralString) -> sql.Composed | sql.SQL:

@@ -1,4 +1,4 @@
-"""What a report prints: one JSON document, a table on a terminal, one line without, nothing under -q when all is well."""
+"""What a report prints: one JSON document, a table on a terminal, one line without; under -q nothing if all is well."""
 
 import json
 import sys
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from meterctl.actions.preview import Plan, events, oldest
-from meterctl.actions.tally import Tally, summed
+from meterctl.actions.preview import Plan
+from meterctl.actions.tally import Tally
 from meterctl.core.value import formatted
 from meterctl.errors import ExitCode
 
@@ -25,11 +25,11 @@ class ReportDocument:
     run_id: int | None
     exit_code: ExitCode
     tallies: Sequence[Tally]
+    totals: Tally
     notes: Sequence[str] = field(default=())
 
     def as_dict(self) -> dict[str, object]:
         """Return the document whose keys scripts rely on."""
-        total = summed(self.tallies)
         return {
             "schema": SCHEMA,
             "run_id": self.run_id,
@@ -39,11 +39,11 @@ class ReportDocument:
             "started_at": _iso(self.started_at),
             "finished_at": _iso(datetime.now(UTC)),
             "exit_code": int(self.exit_code),
-            "totals": total.figures(),
-            "meters": [{"event_name": tally.event_name} | tally.figures() for tally in self.tallies],
+            "totals": self.totals.figures(),
+            "meters": [{"event_name": tally.event_name, **tally.figures()} for tally in self.tallies],
             "problems": [
                 {"code": p.code, "count": p.count, "sample_ids": p.sample_ids, "hint": p.hint}
-                for p in total.problems.values()
+                for p in self.totals.problems.values()
             ],
         }
 
@@ -62,13 +62,12 @@ def show_report(document: ReportDocument, *, as_json: bool, quiet: bool) -> None
 
 
 def _show_counts(document: ReportDocument) -> None:
-    total = summed(document.tallies)
     if not sys.stdout.isatty():
-        print(one_line(document.command, total))
+        print(one_line(document.command, document.totals))
         return
     from meterctl.render.tables import table  # noqa: PLC0415 -- only a terminal needs it
 
-    figures = total.figures()
+    figures = document.totals.figures()
     rows = [[t.event_name, *(str(t.figures()[name]) for name in figures)] for t in document.tallies]
     print(table(["meter", *figures], rows, console=True))
 
@@ -82,7 +81,7 @@ def one_line(command: str, total: Tally) -> str:
 def _show_problems(document: ReportDocument) -> None:
     for note in document.notes:
         print(f"meterctl: {note}", file=sys.stderr)
-    for problem in summed(document.tallies).problems.values():
+    for problem in document.totals.problems.values():
         samples = f" (e.g. {', '.join(problem.sample_ids)})" if problem.sample_ids else ""
         print(f"meterctl: {problem.count} {problem.code}{samples}\n  hint: {problem.hint}", file=sys.stderr)
 
@@ -98,10 +97,6 @@ def show_plan(
         return
     for plan in plans:
         _show_plan(plan, rate_per_s)
-    if events(plans) == 0:
-        print("nothing to report")
-    elif len(plans) > 1:
-        print(f"all meters: {events(plans)} events, oldest {_iso_or_dash(oldest(plans))}")
 
 
 def _plan(plan: Plan, rate_per_s: float | None) -> dict[str, object]:
@@ -120,8 +115,8 @@ def _show_plan(plan: Plan, rate_per_s: float | None) -> None:
     minutes = plan.minutes(rate_per_s)
     pace = f", about {minutes} min at {rate_per_s:.0f} calls/s" if minutes is not None else ""
     print(
-        f"{plan.event_name}: would send {plan.events} events, {formatted(plan.units)} units, {plan.customers} customers;"
-        f" oldest {_iso_or_dash(plan.oldest)}; {plan.events} calls{pace}"
+        f"{plan.event_name}: would send {plan.events} events, {formatted(plan.units)} units, {plan.customers} customers"
+        f"; oldest {_iso_or_dash(plan.oldest)}; {plan.events} calls{pace}"
     )
     tally = plan.tally
     if tally.skipped:

@@ -7,7 +7,7 @@ Faults name parts and parameters, never values, which may be secret.
 
 import re
 from dataclasses import dataclass, field
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from meterctl.settings.libpq import FOREIGN_PARAMETERS, PARAMETERS, SCHEMES
 
@@ -117,8 +117,7 @@ def _read_parameter(address: Address, text: str) -> None:
         address.faults.append(f"{shown} has no value; parameters after the ? are written name=value, joined by &")
     elif "=" in value:
         address.faults.append(f"{shown} has a second =; write a = that belongs to the value as %3D")
-    else:
-        address.parameters.append((unquote(name), _decoded(address, shown, value)))
+    address.parameters.append((unquote(name), _decoded(address, shown, value)))
 
 
 def _decoded(address: Address, part: str, text: str) -> str:
@@ -127,7 +126,11 @@ def _decoded(address: Address, part: str, text: str) -> str:
         address.faults.append(f"{part} has a % that two hexadecimal digits do not follow; write a plain % as %25")
     if _STRAY.search(text):
         address.faults.append(f"{part} has a space or a line break; remove it, or write a space as %20")
-    return unquote(text, errors="replace")
+    try:
+        return unquote_to_bytes(text).decode()
+    except UnicodeDecodeError:
+        address.faults.append(f"{part} has %-escapes that are not UTF-8; write each of its bytes in UTF-8")
+        return ""
 
 
 def _check_complete(address: Address, *, userinfo_given: bool) -> None:

@@ -61,7 +61,11 @@ def database_passwords(url: str) -> tuple[str, ...]:
     """Given a database address, even a faulty one, return every text in it that may be a password, for redaction."""
     found = [match["password"] for match in (_PASSWORD_IN_URL.search(url),) if match]
     found += [match["password"].strip("'") for match in _PASSWORD_IN_TEXT.finditer(url)]
-    found += [value for name, value in _examined(url).parameters if name in SECRET_PARAMETERS]
+    address = _examined(url)
+    found += [value for name, value in address.parameters if name in SECRET_PARAMETERS]
+    if address.faults:
+        before_at = url.rpartition("@")[0]
+        found += [before_at[colon.end() :].lstrip("/") for colon in re.finditer(":", before_at)]
     return tuple(dict.fromkeys(text for each in found for text in (each, unquote(each)) if text))
 
 
@@ -71,6 +75,8 @@ def _examined(url: str) -> Address:
         return Address()
     if url != url.strip() or url[0] in "\"'":
         return Address().broken("spaces or quotes around it; remove them")
+    if not url.isascii() and url != url.encode(errors="replace").decode():
+        return Address().broken("has a character that is not UTF-8; write it as % and two hexadecimal digits")
     if url.startswith(SCHEMES):
         address = parse_url(url)
     elif fault := _foreign_scheme(url):
@@ -118,13 +124,15 @@ def _foreign_address(url: str, fault: str) -> Address:
 def _check_parameters(address: Address) -> None:
     may_show = True
     for position, (name, value) in enumerate(address.parameters):
-        if name in PARAMETERS:
-            may_show = may_show and (position < address.positional or name not in SECRET_PARAMETERS)
-            fault = _wrong_value(name, value)
-        else:
-            fault = _unknown(name, value, may_show=may_show)
+        known = name in PARAMETERS
+        fault = _wrong_value(name, value) if known else _unknown(name, value, may_show=may_show)
+        may_show = may_show and (position < address.positional or not _is_secret(name))
         if fault:
             address.faults.append(fault)
+
+
+def _is_secret(name: str) -> bool:
+    return name in SECRET_PARAMETERS or "pass" in name.lower() or "pwd" in name.lower()
 
 
 def _unknown(name: str, value: str, *, may_show: bool) -> str | None:

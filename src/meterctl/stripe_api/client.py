@@ -12,6 +12,9 @@ from meterctl.settings.model import StripeSettings
 API_VERSION = "2026-10-28.endive"
 """The version stripe-python 16.1.0 pins; named here so that an upgrade of the SDK does not change answers by itself."""
 
+StripeClient = stripe.StripeClient
+"""What commands hand to the adapters, without a need to know the SDK."""
+
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0
 

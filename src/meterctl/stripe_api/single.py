@@ -1,16 +1,18 @@
-"""One event a call over v1, and what an answer proves. Outcomes are values: nothing here raises for what Stripe does."""
+"""One event a call over v1, and what an answer proves. Outcomes are values: nothing raises for what Stripe does."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import requests
 import stripe
-from stripe.params.billing import MeterEventCreateParams
 from urllib3.exceptions import NewConnectionError
 
 from meterctl.core.model import MeterEvent, Outcome, OutcomeKind
+
+if TYPE_CHECKING:
+    from stripe.params.billing import MeterEventCreateParams
 
 ALREADY_EXISTS = "already exists with identifier"
 """Stripe's words for a repeated identifier: HTTP 400 without a code (seen in several public code bases)."""

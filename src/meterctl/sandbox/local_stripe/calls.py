@@ -1,5 +1,7 @@
 """A request as it was read: what it asks for and which key it goes by."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,6 +39,11 @@ class Call:
     def identifier(self) -> str | None:
         """The meter event's identifier, if any."""
         return forms.text(self.params, "identifier")
+
+    def fingerprint(self) -> bytes:
+        """Return what two requests under one idempotency key must have in common: method, path, parameters."""
+        told = f"{self.method} {self.path} {json.dumps(self.params, sort_keys=True)}"
+        return hashlib.blake2b(told.encode(), digest_size=16).digest()
 
     def subject(self) -> Subject:
         """Return what faults match on."""

@@ -135,8 +135,7 @@ class Engine:
         if key is None:
             return None
         window = timedelta(hours=self.options.idempotency_window_h)
-        fingerprint = f"{call.method} {call.path} {json.dumps(call.params, sort_keys=True)}"
-        answer = ticket.books.keys.begin(key, fingerprint, now=self.clock.now(), window=window)
+        answer = ticket.books.keys.begin(key, call.fingerprint(), now=self.clock.now(), window=window)
         return None if answer is None else replace(answer, replayed=True)
 
     def _in_lane(self, ticket: Ticket) -> Ticket:

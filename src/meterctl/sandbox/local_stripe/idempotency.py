@@ -23,7 +23,7 @@ class Answer:
 
 @dataclass(slots=True)
 class _Entry:
-    fingerprint: str
+    fingerprint: bytes
     since: datetime
     answer: Answer | None = None
 
@@ -34,7 +34,7 @@ class IdempotencyKeys:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
 
-    def begin(self, key: str, fingerprint: str, *, now: datetime, window: timedelta) -> Answer | None:
+    def begin(self, key: str, fingerprint: bytes, *, now: datetime, window: timedelta) -> Answer | None:
         """Return the stored answer, or None and hold the key; raise the Refusal of a key misused or still in use."""
         entry = self._entries.get(key)
         if entry is None or (entry.answer is not None and entry.since + window <= now):

@@ -143,9 +143,12 @@ class LocalStripe(Console):
 
     async def _stop_listening(self) -> None:
         if self._listener is not None:
+            # asyncio loses the socket of a connection being accepted while its server closes: stop accepting first
+            for listening in self._listener.sockets:
+                self._loop.remove_reader(listening.fileno())
+            await _let_callbacks_run()
             self._listener.close()
             self._listener = None
-            await _let_callbacks_run()  # a connection accepted a moment ago becomes one that can be cut
         for connection in [] if self._web is None else self._web.connections:
             if connection.transport is not None:
                 connection.transport.abort()

@@ -28,6 +28,10 @@ YEAR_9999_S = 253_402_300_799
 """Last second a date can name; bounds beyond it are a mistake."""
 
 
+ZERO_ROWS_MAX = 10_000
+"""Most windows that are filled with zeros: a bound of ours, over a year of hours."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
     """A checked summary request: half-open bounds in unix seconds; `step_s` None is one summary of the whole range."""
@@ -83,7 +87,10 @@ def _groups(events: list[StoredEvent], question: Question) -> dict[int, list[Sto
 
 
 def _starts(question: Question) -> range:
-    return range(question.start_s, question.end_s, question.step_s or question.end_s - question.start_s)
+    starts = range(question.start_s, question.end_s, question.step_s or question.end_s - question.start_s)
+    if len(starts) > ZERO_ROWS_MAX:
+        raise invalid(f"The range holds {len(starts)} windows; at most {ZERO_ROWS_MAX} are shown.", param="end_time")
+    return starts
 
 
 def _document(meter: Meter, question: Question, start_s: int, events: list[StoredEvent]) -> Json:

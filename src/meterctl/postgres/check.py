@@ -1,0 +1,197 @@
+"""Whether the database fits the configuration: every report asks before its first write, `db check` shows it all.
+
+What does not fit is gathered over all meters and told at once, a line each, beginning with the place in the
+configuration that names it. A few queries of the catalogs find it; no row is read.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
+
+from meterctl.errors import ConfigurationError, NotPermittedError
+from meterctl.ports import RowWindow
+from meterctl.postgres.catalog import ColumnInfo, Parts, TableInfo, current_role, fetch, find_tables, table_names
+from meterctl.postgres.connect import transaction
+from meterctl.postgres.migrate import ledger_grants
+from meterctl.postgres.misfits import LEDGER, Misfit, missing_table, table_misfits
+from meterctl.postgres.queries import query
+from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.wanted import WantedTable, rows_meters, wanted_of_lookup, wanted_of_meter
+from meterctl.settings import RowsMeter, Settings
+from meterctl.settings.problems import dotted
+
+_COMPARABLE = (
+    {"smallint", "integer", "bigint", "numeric", "real", "double precision"},
+    {"text", "character varying", "character"},
+    {"uuid"},
+)
+"""Types that `=` compares with each other; about other pairs PostgreSQL is asked."""
+
+_SOME_INSTANT = datetime(2000, 1, 1, tzinfo=UTC)
+_NO_ROWS = RowWindow(since=_SOME_INSTANT, until=_SOME_INSTANT, fresh_from=_SOME_INSTANT, expired_before=_SOME_INSTANT)
+_NOBODY = LedgerOwner(account="", livemode=False)
+
+
+def require_fit(connection: psycopg.Connection, settings: Settings, keys: Sequence[str] | None = None) -> None:
+    """Raise ConfigurationError if the database does not fit the meters, NotPermittedError if only privileges lack."""
+    found = misfits(connection, settings, keys)
+    if not found:
+        return
+    lines = tuple(misfit.line for misfit in found)
+    if all(misfit.privilege for misfit in found):
+        raise NotPermittedError("\n  ".join(("the role lacks privileges in the database", *lines)))
+    raise ConfigurationError("the database does not fit the configuration", problems=lines)
+
+
+def configuration_problems(
+    connection: psycopg.Connection, settings: Settings, *, keys: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Return, a line each, all in the database that does not fit the enabled `rows` meters, or those of `keys`."""
+    return tuple(misfit.line for misfit in misfits(connection, settings, keys))
+
+
+def misfits(
+    connection: psycopg.Connection, settings: Settings, keys: Sequence[str] | None = None
+) -> tuple[Misfit, ...]:
+    """Return the same with what `db check` needs to know besides the line."""
+    meters = rows_meters(settings, keys)
+    with transaction(connection, read_only=True):
+        view = _View.of(connection, settings, meters)
+        found = [*view.ledger_misfits(), *view.table_misfits(), *view.payer_misfits(), *view.condition_misfits()]
+    faulty = {misfit.section for misfit in found}
+    if view.has_ledger and LEDGER not in faulty:
+        found += (m for key in meters if not view.sections(key) & faulty for m in view.plan_misfits(key))
+    return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _View:
+    """The configuration beside what the catalogs say about it."""
+
+    connection: psycopg.Connection
+    settings: Settings
+    meters: Mapping[str, RowsMeter]
+    usage: Mapping[str, WantedTable]
+    lookups: Mapping[str, WantedTable]
+    tables: Mapping[Parts, TableInfo]
+    role: str
+    ledger_lacks: Sequence[tuple[str | None, str | None]]
+    has_ledger: bool
+
+    @classmethod
+    def of(cls, connection: psycopg.Connection, settings: Settings, meters: Mapping[str, RowsMeter]) -> "_View":
+        usage = {key: wanted_of_meter(key, meter) for key, meter in meters.items()}
+        names = dict.fromkeys(payer.lookup for meter in meters.values() for payer in meter.payers)
+        lookups = {name: wanted_of_lookup(name, settings.lookups[name]) for name in names}
+        ledger = fetch(connection, query("catalog", "ledger_privileges"))
+        lacks = [(row["table"], row["privilege"]) for row in ledger if row["table"] or not row["schema_usable"]]
+        return cls(
+            connection=connection,
+            settings=settings,
+            meters=meters,
+            usage=usage,
+            lookups=lookups,
+            tables=find_tables(connection, [wanted.parts for wanted in (*usage.values(), *lookups.values())]),
+            role=current_role(connection),
+            ledger_lacks=lacks,
+            has_ledger=bool(ledger),
+        )
+
+    def sections(self, key: str) -> set[str]:
+        """Return the sections of the configuration that a meter depends on."""
+        return {self.usage[key].section, *(self.lookups[p.lookup].section for p in self.meters[key].payers)}
+
+    def ledger_misfits(self) -> Iterator[Misfit]:
+        if self.ledger_lacks:
+            by_table: dict[str, list[str]] = {}
+            for table, privilege in self.ledger_lacks:
+                by_table.setdefault(table or "", []).append(privilege or "USAGE")
+            lacking = "; ".join(f"{', '.join(lacks)} on {table or 'it'}" for table, lacks in by_table.items())
+            line = f"{LEDGER}: role {self.role} lacks {lacking}; {' '.join(ledger_grants(self.role))}"
+            yield Misfit(section=LEDGER, line=line, privilege=True)
+
+    def table_misfits(self) -> Iterator[Misfit]:
+        wanted = [*self.usage.values(), *self.lookups.values()]
+        some_missing = any(one.parts not in self.tables for one in wanted)
+        names = table_names(self.connection) if some_missing else []
+        for one in wanted:
+            table = self.tables.get(one.parts)
+            if table is None:
+                yield missing_table(one, names, self.role, self.settings.where)
+            else:
+                yield from table_misfits(one, table, self.role, self.settings.where)
+
+    def payer_misfits(self) -> Iterator[Misfit]:
+        """Yield the payers whose column cannot be compared with the lookup's subject."""
+        for key, meter in self.meters.items():
+            for position, payer in enumerate(meter.payers):
+                lookup = self.settings.lookups[payer.lookup]
+                used = self._column(self.usage[key], payer.column)
+                subject = self._column(self.lookups[payer.lookup], lookup.subject)
+                if used is None or subject is None or self._comparable(used.base_type, subject.base_type):
+                    continue
+                where = self.settings.where(f"{self.usage[key].section}.payers[{position}].column")
+                what = (
+                    f'"{payer.column}" of {meter.table} is {used.type}, "{lookup.subject}" of {lookup.table} '
+                    f"({dotted(('lookups', payer.lookup))}.subject) is {subject.type}, and PostgreSQL cannot compare "
+                    f"them; name a view of {lookup.table} with {lookup.subject}::{used.type} instead"
+                )
+                yield Misfit(section=self.usage[key].section, line=f"{where}: {what}")
+
+    def _column(self, wanted: WantedTable, name: str) -> ColumnInfo | None:
+        table = self.tables.get(wanted.parts)
+        return table.columns.get(name) if table else None
+
+    def _comparable(self, left: str, right: str) -> bool:
+        if any({left, right} <= kind for kind in _COMPARABLE):
+            return True
+        # Types as the catalogs print them are quoted where they must be: safe to stand in SQL.
+        types = {"left": sql.SQL(left), "right": sql.SQL(right)}
+        compare = sql.SQL(query("catalog", "comparable")).format(**types)
+        return self._refusal(lambda: self.connection.execute(compare)) is None
+
+    def condition_misfits(self) -> Iterator[Misfit]:
+        """Yield each `where` that PostgreSQL refuses, tried apart from the rest so that it is told with the rest."""
+        for key, meter in self.meters.items():
+            wanted, table = self.usage[key], self.tables.get(self.usage[key].parts)
+            if meter.where is None or table is None:
+                continue
+            own = sql.SQL(meter.where)  # the operator's own SQL, which is to be tried
+            try_it = sql.SQL("EXPLAIN SELECT FROM {} AS u WHERE (\n{}\n)").format(sql.Identifier(*wanted.parts), own)
+            error = self._refusal(partial(self.connection.execute, try_it))
+            if error is not None:
+                yield self._refused(wanted, "where", error, table)
+
+    def plan_misfits(self, key: str) -> Iterator[Misfit]:
+        """Yield what PostgreSQL says against the statement that collects, which nothing above foresaw."""
+        wanted = self.usage[key]
+        rows = PostgresRows(self.connection, key, self.meters[key], self.settings.lookups, _NOBODY)
+        with transaction(self.connection, read_only=True):
+            error = self._refusal(lambda: rows.explain(_NO_ROWS))
+        if error is not None:
+            yield self._refused(wanted, "table", error, self.tables[wanted.parts])
+
+    def _refusal(self, attempt: Callable[[], object]) -> psycopg.Error | None:
+        """Return PostgreSQL's answer if it refuses the statement, and leave the transaction whole."""
+        try:
+            with self.connection.transaction():
+                attempt()
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as error:
+            return error
+        return None
+
+    def _refused(self, wanted: WantedTable, field: str, error: psycopg.Error, table: TableInfo) -> Misfit:
+        hint = f" ({error.diag.message_hint.rstrip('.')})" if error.diag.message_hint else ""
+        said = (error.diag.message_primary or str(error)).splitlines()[0]
+        line = f"{self.settings.where(f'{wanted.section}.{field}')}: PostgreSQL refuses it: {said}{hint}"
+        if isinstance(error, pg.InsufficientPrivilege):
+            grant = f"; GRANT SELECT ON {table.quoted} TO {self.role};" if table.name in said else ""
+            return Misfit(section=wanted.section, line=line + grant, privilege=True)
+        return Misfit(section=wanted.section, line=line)

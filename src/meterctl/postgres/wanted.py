@@ -1,0 +1,129 @@
+"""What the configuration wants of the operator's tables: which columns, of which types, and which of them to update."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from meterctl.core.identifier import Column
+from meterctl.errors import UsageError
+from meterctl.settings import LookupSettings, RowsMeter, Settings
+from meterctl.settings.problems import dotted
+
+EVENT_NAME = "event_name"
+"""A placeholder of identifiers that need not be a column: the meter's own event_name stands in."""
+
+KNOWN_MAX = 12
+"""A line that lists more names than this helps nobody."""
+
+
+class Kind(Enum):
+    """What a column's type must be; messages say so with the value."""
+
+    ANY = "of any type"
+    ID = "smallint, integer, bigint, uuid, text or character varying"
+    NUMBER = "a number (smallint, integer, bigint, numeric, real or double precision)"
+    INSTANT = "timestamp with time zone"
+
+    def accepts(self, base_type: str) -> bool:
+        """Whether a column of this type, as PostgreSQL writes it, will do."""
+        return self is Kind.ANY or base_type in _TYPES[self]
+
+
+_TYPES = {
+    Kind.ID: {"smallint", "integer", "bigint", "uuid", "text", "character varying"},
+    Kind.NUMBER: {"smallint", "integer", "bigint", "numeric", "real", "double precision"},
+    Kind.INSTANT: {"timestamp with time zone"},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WantedColumn:
+    """A column that a key of the configuration names. `stamped`: meterctl updates it."""
+
+    key: str
+    name: str
+    kind: Kind = Kind.ANY
+    stamped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WantedTable:
+    """A table that the section `[section]` of the configuration names; `name` as it is written there."""
+
+    section: str
+    name: str
+    columns: tuple[WantedColumn, ...]
+
+    @property
+    def key(self) -> str:
+        """The key that names the table."""
+        return f"{self.section}.table"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """(table,) or (schema, table)."""
+        return tuple(self.name.split("."))
+
+
+def rows_meters(settings: Settings, keys: Sequence[str] | None = None) -> dict[str, RowsMeter]:
+    """Return the enabled `rows` meters, or those of `keys` among them, in the order of the file."""
+    enabled = settings.enabled_meters
+    return {
+        key: meter for key, meter in enabled.items() if isinstance(meter, RowsMeter) and (keys is None or key in keys)
+    }
+
+
+def meters_of_table(settings: Settings, table: str) -> dict[str, RowsMeter]:
+    """Return the enabled `rows` meters on this table. Raises UsageError naming the configured ones if there is none."""
+    meters = rows_meters(settings)
+    found = {key: meter for key, meter in meters.items() if table in {meter.table, meter.table_parts[-1]}}
+    if not found:
+        known = sorted({meter.table for meter in meters.values()})
+        raise UsageError(f'no enabled meter of rows has the table "{table}"{suggestion(table, known)}')
+    return found
+
+
+def wanted_of_meter(key: str, meter: RowsMeter) -> WantedTable:
+    """Return what a meter wants of its usage table."""
+    section = dotted(("meters", key))
+    return WantedTable(section=section, name=meter.table, columns=tuple(_meter_columns(section, meter)))
+
+
+def _meter_columns(section: str, meter: RowsMeter) -> Iterator[WantedColumn]:
+    yield WantedColumn(key=f"{section}.id", name=meter.id, kind=Kind.ID)
+    if meter.value is not None:
+        yield WantedColumn(key=f"{section}.value", name=meter.value, kind=Kind.NUMBER)
+    yield WantedColumn(key=f"{section}.occurred_at", name=meter.occurred_at, kind=Kind.INSTANT)
+    yield WantedColumn(key=f"{section}.reported_at", name=meter.reported_at, kind=Kind.INSTANT, stamped=True)
+    for position, payer in enumerate(meter.payers):
+        yield WantedColumn(key=f"{section}.payers[{position}].column", name=payer.column)
+    for part in meter.identifier_template:
+        if isinstance(part, Column) and part.name != EVENT_NAME:
+            yield WantedColumn(key=f"{section}.identifier", name=part.name)
+
+
+def wanted_of_lookup(name: str, lookup: LookupSettings) -> WantedTable:
+    """Return what a lookup wants of its table."""
+    section = dotted(("lookups", name))
+    instants = ("started_at", "ended_at", "period_start", "period_end")
+    columns = [
+        WantedColumn(key=f"{section}.{field}", name=column, kind=Kind.INSTANT if field in instants else Kind.ANY)
+        for field in ("subject", "customer", "id", "status", *instants)
+        if (column := getattr(lookup, field)) is not None
+    ]
+    return WantedTable(section=section, name=lookup.table, columns=tuple(columns))
+
+
+def near(word: str, known: Sequence[str]) -> str | None:
+    """Return the name that a misspelt word could mean."""
+    found = difflib.get_close_matches(word, known, n=1) or difflib.get_close_matches(word.lower(), known, n=1)
+    return found[0] if found else None
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """Return "; did you mean "x"?", or what there is (as far as a line can hold it), or nothing."""
+    meant = near(word, known)
+    if meant is not None:
+        return f'; did you mean "{meant}"?'
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= KNOWN_MAX else ""

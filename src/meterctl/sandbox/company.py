@@ -1,0 +1,72 @@
+"""A PostgreSQL and a Stripe with a small company in them: what `sandbox up` and `demo` start, and take down again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from importlib.resources import files
+from typing import LiteralString
+
+import psycopg
+
+from meterctl.postgres.migrate import migrate
+from meterctl.sandbox.local_stripe import LocalStripe
+from meterctl.sandbox.postgres import EmbeddedPostgres
+
+CUSTOMERS = ("cus_ada", "cus_bob", "cus_acme", "cus_globex", "cus_carol")
+"""Customers of the sample data that Stripe knows; `cus_ghost` is the one it does not."""
+
+DATABASE = "app"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Company:
+    """Both servers, running. `environment` is what a user exports to work with them."""
+
+    stripe: LocalStripe
+    database_url: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that point meterctl here and nowhere else."""
+        return {
+            "DATABASE_URL": self.database_url,
+            "STRIPE_SECRET_KEY": self.stripe.api_key,
+            "METERCTL_STRIPE_API_BASE": self.stripe.url,
+        }
+
+    def comparison(self) -> list[tuple[str, Decimal, Decimal, Decimal]]:
+        """Return (customer, units of the rows stamped as reported, accepted in the ledger, Stripe's own total)."""
+        with psycopg.connect(self.database_url) as connection:
+            rows = connection.execute(_sql("comparison.sql")).fetchall()
+        ours = {customer: (stamped, accepted) for customer, stamped, accepted in rows}
+        totals = {customer: total for (_, customer), total in self.stripe.totals().items()}
+        none = (Decimal(0), Decimal(0))
+        return [
+            (customer, *ours.get(customer, none), totals.get(customer, Decimal(0)))
+            for customer in sorted({*ours, *totals})
+        ]
+
+
+@contextmanager
+def running_company(*, tcp: bool) -> Iterator[Company]:
+    """Start both servers with schema, shipped tables and sample data; leave no process and no directory behind.
+
+    `tcp` also opens PostgreSQL on a free loopback port, for programs that cannot use its socket.
+    """
+    with EmbeddedPostgres(tcp=tcp) as server, LocalStripe() as stripe:
+        with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {DATABASE}")
+        url = server.conninfo(DATABASE)
+        migrate(url)
+        with psycopg.connect(url) as connection:
+            connection.execute(_sql("shipped_tables.sql"))
+            connection.execute(_sql("sample_data.sql"))
+        stripe.create_meter(event_name="ai_suggestion", display_name="AI suggestions")
+        for customer in CUSTOMERS:
+            stripe.create_customer(customer)
+        yield Company(stripe=stripe, database_url=url)
+
+
+def _sql(name: str) -> LiteralString:
+    return files(__package__).joinpath("sql", name).read_text(encoding="utf-8")
