@@ -58,12 +58,16 @@ class Delivery:
     _idle_customers: set[str] = field(default_factory=set)
     _tried_count: int = 0
 
-    def run(self) -> None:
-        """Deliver what is due. Raises only when the ledger fails; then the next run takes over what was sent."""
+    def run(self) -> int:
+        """Deliver what is due; return how many events were tried.
+
+        Raises only when the ledger fails; then the next run takes over what was sent.
+        """
         while not self._finished():
             self._tick(self.dispatcher.heard(timeout_s=self._patience_s()))
             self.progress()
         self.answers.tally.failed += len(self.answers.retries)
+        return self._tried_count
 
     def _finished(self) -> bool:
         if self.dispatcher.outstanding:

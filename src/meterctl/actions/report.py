@@ -91,6 +91,7 @@ class Report:
     result: ReportResult = field(default_factory=ReportResult)
     _deadline_s: float = field(init=False)
     _stopped: Stopped | None = None
+    _tried_count: int = 0
 
     def __post_init__(self) -> None:
         self._deadline_s = self.host_clock.elapsed_s() + self.options.max_duration.total_seconds()
@@ -155,7 +156,7 @@ class Report:
     def _events_left(self) -> int | None:
         if self.options.limit is None:
             return None
-        return max(0, self.options.limit - sum(t.reported + t.failed for t in self.result.tallies))
+        return self.options.limit - self._tried_count
 
     def _deliver(self, job: MeterJob, tally: Tally) -> None:
         watch = OutageWatch(started_s=self.host_clock.elapsed_s())
@@ -167,7 +168,7 @@ class Report:
             adopt_identifiers_until=job.adopt_identifiers_until,
         )
         with self.dispatcher() as dispatcher:
-            Delivery(
+            self._tried_count += Delivery(
                 ledger=job.ledger,
                 dispatcher=dispatcher,
                 clock=self.clock,

@@ -25,6 +25,16 @@ LATE_HINT = "were accepted after their invoice was final: bill them by hand, and
 RETRY_HINT = "mend the cause, then `meterctl ledger retry --code {code} --reason …`"
 
 
+def hint_for(code: str) -> str:
+    """Return what to do next about a problem."""
+    return HINTS.get(code) or RETRY_HINT.format(code=code)
+
+
+def late_hint(units: Decimal) -> str:
+    """Return what to do about units that were accepted after their invoice was final."""
+    return f"{formatted(units)} units {LATE_HINT}"
+
+
 @dataclass(kw_only=True, slots=True)
 class Tally:
     """Counts of one meter, in usage rows. `duplicate` and `late` are parts of `reported`."""
@@ -62,15 +72,14 @@ class Tally:
     def problem(self, code: str, sample_ids: Iterable[str], *, count: int = 1) -> None:
         """Note something for a person."""
         if code not in self.problems:
-            self.problems[code] = Problem(code=code, hint=HINTS.get(code, RETRY_HINT.format(code=code)))
+            self.problems[code] = Problem(code=code, hint=hint_for(code))
         problem = self.problems[code]
         problem.count += count
         problem.sample_ids += list(sample_ids)[: SAMPLES_MAX - len(problem.sample_ids)]
 
     def note_late(self) -> None:
         """Note what was accepted after its invoice was final, and how much that is."""
-        hint = f"{formatted(self.late_units)} units {LATE_HINT}"
-        self.problems["late"] = Problem(code="late", count=self.late, hint=hint)
+        self.problems["late"] = Problem(code="late", count=self.late, hint=late_hint(self.late_units))
 
     def figures(self) -> dict[str, int | str]:
         """Return the counts under the names `--json` uses."""

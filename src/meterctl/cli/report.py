@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,13 @@ MaxDuration = Annotated[str, typer.Option("--max-duration", help="Stop starting 
 LockTimeout = Annotated[str, typer.Option("--lock-timeout", help="How long to wait for another run (0, 15m).")]
 Recent = Annotated[str | None, typer.Option("--recent", help="Only usage this young (2d), for frequent runs.")]
 Rows = Annotated[list[str] | None, typer.Option("--row", help="Only the usage row with this id; may be repeated.")]
+JobRetries = Annotated[
+    int,
+    typer.Option(
+        "--job-retries", min=0, max=10, help="Run the job again while Stripe, PostgreSQL or the lock is away."
+    ),
+]
+JobRetryDelay = Annotated[int, typer.Option("--job-retry-delay", min=0, help="Seconds before the first; doubles.")]
 RequireStripe = Annotated[bool, typer.Option("--require-stripe", help="Fail (78) if no Stripe key is configured.")]
 
 
@@ -36,6 +44,8 @@ class Asked:
     no_color: bool
     live: bool
     require_stripe: bool
+    job_retries: int
+    job_retry_delay: timedelta
 
 
 def register(app: typer.Typer) -> None:
@@ -58,6 +68,8 @@ def _command(name: str) -> Callable[..., None]:
         max_duration: MaxDuration = "3h",
         lock_timeout: LockTimeout = "0",
         recent: Recent = None,
+        job_retries: JobRetries = 0,
+        job_retry_delay: JobRetryDelay = 60,
         require_stripe: RequireStripe = False,
         live: Live = False,
         as_json: Json = False,
@@ -86,6 +98,8 @@ def _command(name: str) -> Callable[..., None]:
             no_color=no_color,
             live=live,
             require_stripe=require_stripe,
+            job_retries=job_retries,
+            job_retry_delay=timedelta(seconds=job_retry_delay),
         )
         raise typer.Exit(_report(context, asked))
 
@@ -93,7 +107,8 @@ def _command(name: str) -> Callable[..., None]:
 
 
 def _report(context: typer.Context, asked: Asked) -> int:
-    from meterctl.cli.report_run import dry_run, real_run
+    from meterctl.cli.job_retries import with_job_retries
+    from meterctl.cli.report_run import dry_run, real_run, tell
     from meterctl.cli.wiring import open_settings
 
     flags = {"stripe.mode": "live"} if asked.live else {}
@@ -101,11 +116,13 @@ def _report(context: typer.Context, asked: Asked) -> int:
     keys = chosen_meters(settings, asked)
     _guard_mode(settings, asked)
     configured = settings.stripe.api_key is not None
-    return (
-        dry_run(settings, keys, asked, unsent=not configured)
-        if asked.dry_run or not configured
-        else real_run(settings, keys, asked)
+    if asked.dry_run or not configured:
+        return dry_run(settings, keys, asked, unsent=not configured)
+    document = with_job_retries(
+        lambda: real_run(settings, keys, asked), retries=asked.job_retries, delay=asked.job_retry_delay
     )
+    tell(document, asked)
+    return document.exit_code
 
 
 def chosen_meters(settings: "Settings", asked: Asked) -> list[str]:

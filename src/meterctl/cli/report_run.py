@@ -8,7 +8,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from meterctl.actions.preview import preview
-from meterctl.actions.report import MeterJob, Report, ReportResult
+from meterctl.actions.report import MeterJob, Report
 from meterctl.actions.tally import summed
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
@@ -86,8 +86,8 @@ def dry_run(settings: "Settings", keys: Sequence[str], asked: "Asked", *, unsent
     return ExitCode.OK
 
 
-def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> int:
-    """Report for real. Nothing is written before account, mode and tables have been found to fit."""
+def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> ReportDocument:
+    """Report for real, once. Nothing is written before account, mode and tables have been found to fit."""
     started_at = datetime.now(UTC)
     host_clock = SystemHostClock()
     with open_database(settings) as connection, stop_on_signals() as stop:
@@ -113,8 +113,17 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> int:
             )
             result = report.run(_jobs(connection, settings, keys, owner, run_id, asked))
         finish_run(connection, run_id, result.exit_code, result.totals.figures(), clock.now())
-    _tell(result, settings, asked, run_id, started_at)
-    return result.exit_code
+    return ReportDocument(
+        command=asked.command,
+        mode=settings.stripe.mode,
+        dry_run=False,
+        started_at=started_at,
+        run_id=run_id,
+        exit_code=result.exit_code,
+        tallies=result.tallies,
+        totals=result.totals,
+        notes=result.notes,
+    )
 
 
 def _owner(client: StripeClient, settings: "Settings") -> LedgerOwner:
@@ -205,20 +214,14 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def _tell(result: ReportResult, settings: "Settings", asked: "Asked", run_id: int, started_at: datetime) -> None:
-    document = ReportDocument(
-        command=asked.command,
-        mode=settings.stripe.mode,
-        dry_run=False,
-        started_at=started_at,
-        run_id=run_id,
-        exit_code=result.exit_code,
-        tallies=result.tallies,
-        totals=result.totals,
-        notes=result.notes,
-    )
+def tell(document: ReportDocument, asked: "Asked") -> None:
+    """Print the run's result and write its one canonical log line."""
     show_report(document, as_json=asked.as_json, quiet=asked.quiet)
-    level = log.info if result.exit_code == ExitCode.OK else log.error
+    level = log.info if document.exit_code == ExitCode.OK else log.error
     level(
-        "run_finished", run_id=run_id, command=asked.command, exit_code=int(result.exit_code), **result.totals.figures()
+        "run_finished",
+        run_id=document.run_id,
+        command=document.command,
+        exit_code=int(document.exit_code),
+        **document.totals.figures(),
     )

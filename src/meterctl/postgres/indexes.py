@@ -109,8 +109,8 @@ def drop_statement(schema: str, name: str) -> str:
 
 def index_name(table: str, columns: Columns) -> str:
     """Return the name meterctl gives the index on a table: readable, at most 63 bytes, the same every time."""
-    text = "\0".join((table, columns.occurred_at, columns.id, columns.reported_at))
-    suffix = f"_unreported_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(f"{table} {columns.definition}".encode()).hexdigest()
+    suffix = f"_unreported_{digest[:8]}"
     return table.encode()[: NAME_BYTES_MAX - len(suffix)].decode(errors="ignore") + suffix
 
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from meterctl.actions.preview import Plan
@@ -27,6 +27,14 @@ class ReportDocument:
     tallies: Sequence[Tally]
     totals: Tally
     notes: Sequence[str] = field(default=())
+
+    def with_problems_of(self, earlier: "Sequence[ReportDocument]") -> "ReportDocument":
+        """Return this run's document with the problems that earlier attempts of the same job found."""
+        problems = [problem for document in earlier for problem in document.totals.problems.values()]
+        for problem in problems:
+            self.totals.problem(problem.code, problem.sample_ids, count=problem.count)
+        codes = [self.exit_code, *([ExitCode.PROBLEMS] if problems else [])]
+        return replace(self, exit_code=ExitCode.worst(codes))
 
     def as_dict(self) -> dict[str, object]:
         """Return the document whose keys scripts rely on."""

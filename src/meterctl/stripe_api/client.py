@@ -2,12 +2,11 @@
 
 import os
 
-import requests
 import stripe
-from requests.adapters import HTTPAdapter
 
 from meterctl.errors import ConfigurationError
 from meterctl.settings.model import StripeSettings
+from meterctl.stripe_api.http import Urllib3Client
 
 API_VERSION = "2026-10-28.endive"
 """The version stripe-python 16.1.0 pins; named here so that an upgrade of the SDK does not change answers by itself."""
@@ -35,23 +34,10 @@ def stripe_client(
             "meter_events": settings.meter_events_base or stripe.DEFAULT_METER_EVENTS_API_BASE,
         },
         max_network_retries=0,
-        http_client=stripe.RequestsClient(
-            timeout=(CONNECT_TIMEOUT_S, read_timeout_s), session=_session(settings, connections_max)
+        http_client=Urllib3Client(
+            settings.api_base or stripe.DEFAULT_API_BASE,
+            connections_max=connections_max,
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+            read_timeout_s=read_timeout_s,
         ),
     )
-
-
-def _session(settings: StripeSettings, connections_max: int) -> requests.Session:
-    """Return a session that follows no redirect and takes no password from ~/.netrc.
-
-    A followed redirect would be a second call whose answer says nothing about the first.
-    """
-    session = requests.Session()
-    base = settings.api_base or stripe.DEFAULT_API_BASE
-    session.proxies = dict(requests.utils.get_environ_proxies(base))
-    session.trust_env = False
-    session.max_redirects = 0
-    adapter = HTTPAdapter(pool_connections=2, pool_maxsize=connections_max, max_retries=0)
-    session.mount("https://", adapter)
-    session.mount("http://", adapter)
-    return session

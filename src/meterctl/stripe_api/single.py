@@ -1,15 +1,17 @@
 """One event a call over v1, and what an answer proves. Outcomes are values: nothing raises for what Stripe does."""
 
+import hashlib
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-import requests
 import stripe
-from urllib3.exceptions import NewConnectionError
 
 from meterctl.core.model import MeterEvent, Outcome, OutcomeKind
+from meterctl.stripe_api.http import NEVER_CONNECTED
 
 if TYPE_CHECKING:
     from stripe.params.billing import MeterEventCreateParams
@@ -27,6 +29,9 @@ MESSAGE_CODES = {
 }
 """Words of a 400 that has no code → the code the ledger shows for it."""
 
+_VISIBLE = re.compile(r"[!-~]+")
+"""What an HTTP header carries unchanged: printable ASCII without blanks."""
+
 
 class SingleEvents:
     """`MeterEvents` over `POST /v1/billing/meter_events`."""
@@ -43,7 +48,7 @@ class SingleEvents:
             "timestamp": int(event.timestamp.timestamp()),
         }
         try:
-            answer = self._create(params, {"idempotency_key": idempotency_key, "max_network_retries": 0})
+            answer = self._create(params, {"idempotency_key": _header_safe(idempotency_key), "max_network_retries": 0})
         except stripe.APIConnectionError as error:
             return _unanswered(error)
         except stripe.StripeError as error:
@@ -51,6 +56,11 @@ class SingleEvents:
         except Exception as error:  # noqa: BLE001 -- whatever breaks after the call began leaves its fate unknown
             return Outcome(kind=OutcomeKind.UNKNOWN, code="client_error", message=f"{type(error).__name__}: {error}")
         return _accepted(answer, event)
+
+
+def _header_safe(key: str) -> str:
+    """Return the key as a header can carry it: one made of a user's name in another script goes as its hash."""
+    return key if _VISIBLE.fullmatch(key) else hashlib.sha256(key.encode()).hexdigest()
 
 
 def _accepted(answer: stripe.billing.MeterEvent, event: MeterEvent) -> Outcome:
@@ -71,21 +81,13 @@ def _accepted(answer: stripe.billing.MeterEvent, event: MeterEvent) -> Outcome:
 
 def _unanswered(error: stripe.APIConnectionError) -> Outcome:
     """Only a connection that never came about proves that nothing was processed."""
-    never = _never_connected(error.__cause__)
+    cause = error.__cause__
+    never = isinstance(cause, NEVER_CONNECTED)
     return Outcome(
         kind=OutcomeKind.NOT_PROCESSED if never else OutcomeKind.UNKNOWN,
         code="unreachable" if never else "no_answer",
-        message=f"{type(error.__cause__).__name__}: no connection to Stripe" if never else "no answer arrived",
+        message=f"{type(cause).__name__}: no connection to Stripe" if never else "no answer arrived",
     )
-
-
-def _never_connected(cause: BaseException | None) -> bool:
-    if isinstance(cause, requests.exceptions.ConnectTimeout):
-        return True
-    if isinstance(cause, requests.exceptions.ProxyError | requests.exceptions.SSLError):
-        return False
-    reason = getattr(cause.args[0], "reason", None) if cause is not None and cause.args else None
-    return isinstance(reason, NewConnectionError)
 
 
 def _refused(error: stripe.StripeError, event: MeterEvent) -> Outcome:
@@ -126,9 +128,12 @@ def _code(status: int | None, details: Mapping[str, Any], message: str) -> str:
 
 def _date(headers: Mapping[str, str] | None) -> datetime | None:
     """Return the answer's `Date`, aware UTC, or None where it is missing or malformed."""
-    text = next((value for name, value in (headers or {}).items() if name.lower() == "date"), None)
-    if text is None:
-        return None
+    text = (headers or {}).get("Date")  # the client's headers heed no case
+    return None if text is None else _instant(text)
+
+
+@lru_cache(maxsize=8)  # it changes once a second, answers come by the hundred
+def _instant(text: str) -> datetime | None:
     try:
         return parsedate_to_datetime(text).astimezone(UTC)
     except ValueError:

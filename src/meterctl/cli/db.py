@@ -1,0 +1,118 @@
+"""`db migrate`, `db check` and `db adopt`: prepare the database, and prove that it is."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from meterctl.cli.options import Json, Quiet, Yes, instant
+from meterctl.errors import ConfigurationError, ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterctl.postgres.adopt import Adoption
+    from meterctl.postgres.inspection import Finding
+
+app = typer.Typer(help="Prepare the database, and check that it is ready.", no_args_is_help=True)
+
+Print = Annotated[bool, typer.Option("--print", help="Print the SQL for a DBA; change nothing.")]
+Table = Annotated[str | None, typer.Argument(help="Only this table; else those of all enabled rows meters.")]
+CutOver = Annotated[
+    str | None,
+    typer.Option(
+        "--cut-over",
+        help="Usage before this instant was reported by a predecessor; only while the column is missing.",
+        metavar="INSTANT",
+    ),
+]
+
+
+@app.command("migrate")
+def migrate(context: typer.Context, *, print_sql: Print = False, quiet: Quiet = False) -> None:
+    """Create or upgrade the schema meterctl; safe when several start at once."""
+    from meterctl.postgres import migrate as schema
+
+    if print_sql:
+        print("\n".join(schema.script()), end="")
+        return
+    from meterctl.cli.wiring import open_settings
+
+    applied = schema.migrate(open_settings(context).database_url.get_secret_value())
+    if not quiet:
+        print("\n".join(f"applied {name}" for name in applied) or "up to date")
+
+
+@app.command("check")
+def check(context: typer.Context, *, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Check schema, tables, columns, types, privileges and indexes; say what to do about each."""
+    from meterctl.cli.wiring import open_settings
+    from meterctl.postgres.connect import connect
+    from meterctl.postgres.inspection import inspect_database
+
+    settings = open_settings(context)
+    with connect(settings.database_url.get_secret_value()) as connection:
+        findings = inspect_database(connection, settings)
+    code = _exit_code(findings)
+    if as_json:
+        print(json.dumps(_document(findings, code), indent=2, ensure_ascii=False))
+    elif not (quiet and code == ExitCode.OK):
+        print("\n".join(f"{finding.status:<5} {finding.message}" for finding in findings))
+    raise typer.Exit(code)
+
+
+def _exit_code(findings: "Sequence[Finding]") -> ExitCode:
+    failed = [finding for finding in findings if finding.status == "FAIL"]
+    codes = (ExitCode.NOT_PERMITTED if finding.privilege else ExitCode.CONFIGURATION for finding in failed)
+    return ExitCode.worst(codes)
+
+
+def _document(findings: "Sequence[Finding]", code: ExitCode) -> dict[str, object]:
+    checks = [{"status": finding.status.lower(), "message": finding.message} for finding in findings]
+    return {"schema": "meterctl.db_check/1", "exit_code": int(code), "checks": checks}
+
+
+@app.command("adopt")
+def adopt(
+    context: typer.Context,
+    table: Table = None,
+    *,
+    cut_over: CutOver = None,
+    print_sql: Print = False,
+    yes: Yes = False,
+) -> None:
+    """Give usage tables the column that meterctl stamps and the index it searches by; shows, then asks."""
+    from meterctl.cli.wiring import confirmed, open_settings
+    from meterctl.postgres.adopt import plan_adoption
+    from meterctl.postgres.adopting import carry_out, require_rights
+    from meterctl.postgres.connect import connect
+    from meterctl.postgres.wanted import meters_of_table, rows_meters
+
+    since = instant(cut_over) if cut_over is not None else None
+    settings = open_settings(context)
+    meters = meters_of_table(settings, table) if table is not None else rows_meters(settings)
+    if not meters:
+        raise ConfigurationError("no meter of rows is enabled", hint="enable one under [meters.…] in the configuration")
+    conninfo = settings.database_url.get_secret_value()
+    with connect(conninfo) as connection:
+
+        def plan() -> "Adoption":
+            return plan_adoption(connection, settings, meters, cut_over=since)
+
+        adoption = plan()
+        _show(adoption)
+        if print_sql or not adoption.steps:
+            return
+        require_rights(adoption)
+        if not confirmed("Do this now?", yes=yes):
+            print("nothing was done", file=sys.stderr)
+            return
+        carry_out(connection, conninfo, adoption, plan)
+    print("done", file=sys.stderr)
+
+
+def _show(adoption: "Adoption") -> None:
+    for note in adoption.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print("\n".join(step.text() for step in adoption.steps) or "-- nothing to do", flush=True)

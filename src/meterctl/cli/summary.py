@@ -1,0 +1,204 @@
+"""`summary` and `runs`: how things stand, read from the ledger alone."""
+
+import json
+import sys
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from meterctl.cli.options import Json, Meters, NoColor, Quiet, duration
+from meterctl.errors import ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterctl.core.model import Problem
+    from meterctl.postgres.connect import Connection
+    from meterctl.postgres.summary import LedgerProblem, MeterFigures, Run
+    from meterctl.settings import Settings
+
+SUMMARY_SCHEMA, RUNS_SCHEMA = "meterctl.summary/1", "meterctl.runs/1"
+
+MaxAge = Annotated[
+    str | None, typer.Option("--max-age", help="Exit 11 if the last good run is older than this (26h): a stopped cron.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command("summary", help="What is open, held, rejected, expired, late; exit 10 while a person is needed.")(
+        summary
+    )
+    app.command("runs", help="The latest runs and how they ended.")(runs)
+
+
+def summary(
+    context: typer.Context,
+    *,
+    meter: Meters = None,
+    max_age: MaxAge = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Show how things stand. Accepted and late events are those of the last 35 days."""
+    from meterctl.cli.wiring import open_database, open_settings
+
+    age_max = duration(max_age) if max_age else None
+    settings = open_settings(context, quiet=quiet, no_color=no_color)
+    with open_database(settings) as connection:
+        document = _document(connection, settings, tuple(meter or ()), age_max)
+    code = ExitCode(document["exit_code"])
+    if as_json:
+        print(json.dumps(document))
+    elif not (quiet and code is ExitCode.OK):
+        _show(document, colour=not no_color)
+    raise typer.Exit(code)
+
+
+def _document(
+    connection: "Connection", settings: "Settings", wanted: tuple[str, ...], age_max: timedelta | None
+) -> dict[str, Any]:
+    from meterctl.clock import SystemHostClock
+    from meterctl.postgres.clock import PostgresClock
+    from meterctl.postgres.summary import last_good_run, latest_runs, ledger_owner, ledger_problems, meter_figures
+    from meterctl.render.values import iso, jsonable
+
+    now = PostgresClock(connection, SystemHostClock()).now()
+    figures = meter_figures(connection, now, _unreported(connection, settings, now), only=_names(settings, wanted))
+    problems = _problems(ledger_problems(connection, now), figures, settings)
+    good = last_good_run(connection)
+    too_old = age_max is not None and (good is None or now - good > age_max)
+    owner, last = ledger_owner(connection), latest_runs(connection, 1)
+    return {
+        "schema": SUMMARY_SCHEMA,
+        "at": iso(now),
+        "account": owner[0] if owner else None,
+        "mode": {None: None, True: "live", False: "test"}[owner[1] if owner else None],
+        "exit_code": int(_code(too_old=too_old, problems=bool(problems))),
+        "last_run": run_dict(last[0]) if last else None,
+        "last_good_run_at": iso(good),
+        "too_old": too_old,
+        "meters": [{name: jsonable(value) for name, value in asdict(figure).items()} for figure in figures],
+        "problems": [{"event_name": name, **asdict(problem)} for name, problem in problems],
+    }
+
+
+def _code(*, too_old: bool, problems: bool) -> ExitCode:
+    codes = [ExitCode.DIFFERENCE] if too_old else []
+    return ExitCode.worst([*codes, ExitCode.PROBLEMS] if problems else codes)
+
+
+def _names(settings: "Settings", wanted: tuple[str, ...]) -> list[str]:
+    return [settings.meters[name].event_name if name in settings.meters else name for name in wanted]
+
+
+def _unreported(connection: "Connection", settings: "Settings", now: datetime) -> dict[str, int]:
+    """Count the rows that are due but have no event yet; rows of free users are among them."""
+    from meterctl.actions.collect import row_window
+    from meterctl.postgres.check import require_fit
+    from meterctl.postgres.rows import LedgerOwner, PostgresRows
+    from meterctl.settings import RowsMeter
+
+    meters = {key: meter for key, meter in settings.enabled_meters.items() if isinstance(meter, RowsMeter)}
+    require_fit(connection, settings, list(meters))
+    nobody, window = LedgerOwner(account="", livemode=False), row_window(now, recent=None)
+    return {
+        meter.event_name: PostgresRows(connection, key, meter, settings.lookups, nobody).count_uncollected(window, None)
+        for key, meter in meters.items()
+    }
+
+
+def _problems(
+    found: "Sequence[LedgerProblem]", figures: "Sequence[MeterFigures]", settings: "Settings"
+) -> "list[tuple[str, Problem]]":
+    from meterctl.actions.tally import hint_for, late_hint
+    from meterctl.core.model import Problem
+
+    shown = {figure.event_name for figure in figures}
+    problems = [(one.event_name, one.problem) for one in found if one.event_name in shown]
+    for _, problem in problems:
+        problem.hint = hint_for(problem.code)
+    configured = {meter.event_name for meter in settings.meters.values()}
+    for figure in figures:
+        if figure.late:
+            hint = late_hint(figure.late_units)
+            problems.append((figure.event_name, Problem(code="late", count=figure.late, hint=hint)))
+        still_open = figure.pending + figure.sending + figure.in_doubt
+        if still_open and figure.event_name not in configured:
+            hint = hint_for("unknown_meter")
+            problems.append((figure.event_name, Problem(code="unknown_meter", count=still_open, hint=hint)))
+    return problems
+
+
+def run_dict(run: "Run") -> dict[str, Any]:
+    """Return a run as our JSON documents hold it."""
+    from meterctl.render.values import jsonable
+
+    fields = {name: jsonable(value) for name, value in asdict(run).items() if name != "alive"}
+    return fields | {"outcome": run.outcome}
+
+
+SHOWN = ("unreported", "pending", "in_doubt", "held", "rejected", "expired", "late", "accepted", "accepted_units")
+
+
+def _show(document: dict[str, Any], *, colour: bool) -> None:
+    from meterctl.render.tables import table
+    from meterctl.render.values import shown
+
+    print(f"ledger: account {shown(document['account'])}, {shown(document['mode'])} mode; {document['at']}")
+    last = document["last_run"]
+    ran = f"{last['command']} at {last['started_at']}, exit {last['outcome']}" if last else "none yet"
+    print(f"last run: {ran}; last good one ended {shown(document['last_good_run_at'])}")
+    if document["too_old"]:
+        print("TOO OLD: no good run within --max-age; is cron running?")
+    rows = [[m["event_name"], *(shown(m[name]) for name in SHOWN), shown(m["oldest_open"])] for m in document["meters"]]
+    heads = ["meter", *(name.replace("_", " ") for name in SHOWN), "oldest open"]
+    print(table(heads, rows, console=sys.stdout.isatty(), colour=colour))
+    for problem in document["problems"]:
+        samples = f" (e.g. {', '.join(problem['sample_ids'])})" if problem["sample_ids"] else ""
+        print(f"{problem['event_name']}: {problem['count']} {problem['code']}{samples}\n  {problem['hint']}")
+
+
+def runs(
+    context: typer.Context,
+    *,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many.")] = 20,
+    as_json: Json = False,
+    no_color: NoColor = False,
+) -> None:
+    """Show the latest runs, newest first."""
+    from meterctl.cli.wiring import open_database, open_settings
+    from meterctl.postgres.summary import latest_runs
+
+    settings = open_settings(context, no_color=no_color)
+    with open_database(settings) as connection:
+        found = latest_runs(connection, limit)
+    if as_json:
+        print(json.dumps({"schema": RUNS_SCHEMA, "runs": [run_dict(run) for run in found]}))
+    else:
+        _show_runs(found, colour=not no_color)
+
+
+def _show_runs(found: "Sequence[Run]", *, colour: bool) -> None:
+    from meterctl.render.tables import table
+    from meterctl.render.values import shown, span
+
+    rows = [
+        [
+            str(run.id),
+            run.command,
+            run.mode,
+            shown(run.started_at),
+            span(run.finished_at - run.started_at) if run.finished_at else "-",
+            run.outcome,
+            ExitCode(run.exit_code).meaning if run.exit_code is not None else "",
+            shown((run.counts or {}).get("reported")),
+            shown((run.counts or {}).get("units")),
+        ]
+        for run in found
+    ]
+    heads = ["run", "command", "mode", "started", "took", "exit", "meaning", "reported", "units"]
+    print(table(heads, rows, console=sys.stdout.isatty(), colour=colour) if rows else "no runs yet")

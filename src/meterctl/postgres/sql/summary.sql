@@ -1,0 +1,53 @@
+-- name: open
+-- What is not at rest, by meter. The partial index `not_at_rest` holds nothing else, whatever the history.
+SELECT event_name,
+       count(*) FILTER (WHERE state = 'pending') AS pending,
+       count(*) FILTER (WHERE state = 'sending') AS sending,
+       count(*) FILTER (WHERE state = 'in_doubt') AS in_doubt,
+       count(*) FILTER (WHERE held_reason IS NOT NULL
+                        OR (state = 'in_doubt' AND doubt_since <= %(doubt_horizon)s)) AS held,
+       count(*) FILTER (WHERE state = 'rejected') AS rejected,
+       count(*) FILTER (WHERE state = 'expired') AS expired,
+       min(occurred_at) FILTER (WHERE state IN ('pending', 'sending', 'in_doubt')) AS oldest_open
+FROM meterctl.meter_events
+WHERE state IN ('pending', 'sending', 'in_doubt', 'rejected', 'expired')
+GROUP BY event_name
+
+-- name: accepted
+SELECT event_name, count(*) AS accepted, coalesce(sum(quantity), 0) AS accepted_units
+FROM meterctl.meter_events
+WHERE state = 'accepted' AND accepted_at >= %(since)s
+GROUP BY event_name
+
+-- name: late
+SELECT event_name, count(*) AS late, sum(quantity) AS late_units
+FROM meterctl.meter_events
+WHERE late AND accepted_at >= %(since)s
+GROUP BY event_name
+
+-- name: problems
+-- Rejections by their code, expiries and what is held, each with a few rows by name.
+SELECT event_name, code, count(*) AS count, (array_agg(sample ORDER BY sample))[1:5] AS sample_ids
+FROM (
+    SELECT event_name, coalesce(source_row_id, identifier, id::text) AS sample,
+           CASE WHEN state = 'rejected' THEN error_code WHEN state = 'expired' THEN 'expired' ELSE 'held' END AS code
+    FROM meterctl.meter_events
+    WHERE state IN ('pending', 'sending', 'in_doubt', 'rejected', 'expired')
+      AND (state IN ('rejected', 'expired') OR held_reason IS NOT NULL
+           OR (state = 'in_doubt' AND doubt_since <= %(doubt_horizon)s))
+) AS problem
+GROUP BY event_name, code
+ORDER BY event_name, code
+
+-- name: runs
+-- Newest first. A run without an end whose backends are gone has died.
+SELECT run.id, run.command, run.mode, run.account, run.host, run.pid, run.version, run.started_at, run.finished_at,
+       run.exit_code, run.counts,
+       EXISTS (SELECT FROM pg_stat_activity AS activity
+               WHERE activity.application_name = left('meterctl ' || run.pid || '@' || run.host, 63)) AS alive
+FROM meterctl.runs AS run
+ORDER BY run.id DESC
+LIMIT %(limit)s
+
+-- name: last_good_run
+SELECT max(finished_at) FROM meterctl.runs WHERE exit_code IN (0, 10)

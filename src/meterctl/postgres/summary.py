@@ -1,0 +1,115 @@
+"""What the ledger says of itself: the figures of `summary` and `runs`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from psycopg.rows import dict_row
+
+from meterctl.core.model import RESEND_LIMIT, Problem
+from meterctl.postgres.connect import Connection, transaction
+from meterctl.postgres.queries import query
+
+WINDOW = timedelta(days=35)
+"""How far back accepted and late events are counted: as far as Stripe takes usage."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeterFigures:
+    """One meter's state. `accepted` and `late` are of the last 35 days; `unreported` rows have no event yet."""
+
+    event_name: str
+    pending: int = 0
+    sending: int = 0
+    in_doubt: int = 0
+    held: int = 0
+    rejected: int = 0
+    expired: int = 0
+    oldest_open: datetime | None = None
+    accepted: int = 0
+    accepted_units: Decimal = Decimal(0)
+    late: int = 0
+    late_units: Decimal = Decimal(0)
+    unreported: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerProblem:
+    """Something a person must look at, of one meter."""
+
+    event_name: str
+    problem: Problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One invocation. Without `finished_at` it is still running, or has died."""
+
+    id: int
+    command: str
+    mode: str
+    account: str
+    host: str
+    pid: int
+    version: str
+    started_at: datetime
+    finished_at: datetime | None
+    exit_code: int | None
+    counts: dict[str, Any] | None
+    alive: bool
+
+    @property
+    def outcome(self) -> str:
+        """The exit code, or what an unfinished run is."""
+        if self.exit_code is not None:
+            return str(self.exit_code)
+        return "running" if self.alive else "died"
+
+
+def meter_figures(
+    connection: Connection, now: datetime, unreported: dict[str, int], *, only: Iterable[str] = ()
+) -> list[MeterFigures]:
+    """Return the figures of every meter the ledger or the configuration knows; `unreported` is by event_name."""
+    parameters = {"since": now - WINDOW, "doubt_horizon": now - RESEND_LIMIT}
+    found: dict[str, dict[str, Any]] = {name: {"unreported": count} for name, count in unreported.items()}
+    with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
+        for name in ("open", "accepted", "late"):
+            for row in cursor.execute(query("summary", name), parameters).fetchall():
+                found.setdefault(row["event_name"], {}).update(row)
+    wanted = set(only) or set(found)
+    return [MeterFigures(**{**found[name], "event_name": name}) for name in sorted(found) if name in wanted]
+
+
+def ledger_problems(connection: Connection, now: datetime) -> list[LedgerProblem]:
+    """Return what is open for a person, by meter and code, without hints."""
+    with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(query("summary", "problems"), {"doubt_horizon": now - RESEND_LIMIT}).fetchall()
+    return [
+        LedgerProblem(
+            event_name=row["event_name"],
+            problem=Problem(code=row["code"], count=row["count"], sample_ids=row["sample_ids"]),
+        )
+        for row in rows
+    ]
+
+
+def latest_runs(connection: Connection, limit: int) -> list[Run]:
+    """Return the newest runs first."""
+    with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
+        return [Run(**row) for row in cursor.execute(query("summary", "runs"), {"limit": limit}).fetchall()]
+
+
+def last_good_run(connection: Connection) -> datetime | None:
+    """Return when a run last ended with 0 or 10; None if none ever did."""
+    with transaction(connection, read_only=True):
+        row = connection.execute(query("summary", "last_good_run")).fetchone()
+    return row[0] if row else None
+
+
+def ledger_owner(connection: Connection) -> tuple[str, bool] | None:
+    """Return (account, livemode) of the ledger; None while it belongs to nobody."""
+    with transaction(connection, read_only=True):
+        row = connection.execute(query("ledger", "identity")).fetchone()
+    return (row[0], row[1]) if row else None
