@@ -115,6 +115,14 @@ class World:
             adopt_identifiers_until=meter.adopt_identifiers_until,
         )
 
+    def rows_source(self) -> PostgresRows:
+        """The usage rows as a report reads them, on this world's own connection."""
+        settings = self.settings()
+        meter = settings.meters["ai_suggestion"]
+        assert isinstance(meter, RowsMeter)
+        nobody = LedgerOwner(account="", livemode=False)
+        return PostgresRows(self.connection, "ai_suggestion", meter, settings.lookups, nobody)  # type: ignore[arg-type] # only the row factory differs
+
     # The scene
 
     def customer(self, name: str, *, known: bool = True, **columns: Any) -> str:

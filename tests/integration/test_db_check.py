@@ -97,8 +97,8 @@ def test_the_shipped_configuration_fits_the_shipped_tables(connection: psycopg.C
             'value = "quantity"',
             'value = "quantity"\nid = "created_at"',
             (
-                'meters.x.id: "created_at" of usage_events is timestamp with time zone, must be smallint, integer, bigint, '
-                "uuid, text or character varying; name another column, or a view with a cast"
+                'meters.x.id: "created_at" of usage_events is timestamp with time zone, must be smallint, '
+                "integer, bigint, uuid, text or character varying; name another column, or a view with a cast"
             ),
         ),
         (
@@ -132,8 +132,8 @@ def test_the_shipped_configuration_fits_the_shipped_tables(connection: psycopg.C
             'started_at = "started_at"',
             'started_at = "status"',
             (
-                'lookups.owner.started_at: "status" of subscriptions is text; make it timestamp with time zone, or name a '
-                "view that converts it"
+                'lookups.owner.started_at: "status" of subscriptions is text; make it timestamp with time zone, or '
+                "name a view that converts it"
             ),
         ),
     ],
@@ -171,8 +171,8 @@ def test_instants_without_time_zone_are_refused(connection: psycopg.Connection, 
     connection.execute("ALTER TABLE subscriptions ALTER started_at TYPE date")
     assert problems(connection, config) == [
         (
-            'meters.x.occurred_at: "created_at" of usage_events is timestamp without time zone, which names no instant; '
-            "make it timestamp with time zone, or name a view that converts it"
+            'meters.x.occurred_at: "created_at" of usage_events is timestamp without time zone, which names no '
+            "instant; make it timestamp with time zone, or name a view that converts it"
         ),
         (
             'lookups.owner.started_at: "started_at" of subscriptions is date, which names no instant; '
@@ -210,7 +210,8 @@ def test_a_payer_that_cannot_be_compared_names_both_types_and_the_cast(
     assert problems(connection, config) == [
         (
             'meters.x.payers[0].column: "user_id" of usage_events is text, "user_id" of subscriptions '
-            "(lookups.owner.subject) is uuid, and PostgreSQL cannot compare them; name a view of subscriptions with user_id::text instead"
+            "(lookups.owner.subject) is uuid, and PostgreSQL cannot compare them; name a view of subscriptions with "
+            "user_id::text instead"
         )
     ]
 

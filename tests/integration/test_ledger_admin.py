@@ -5,12 +5,12 @@ from datetime import timedelta
 
 import psycopg
 import pytest
-from world import World
 
 from meterctl.errors import ExitCode
 from meterctl.postgres.ledger_admin import Retried, retry, waive
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.settings import RowsMeter
+from world import World
 
 DAY = timedelta(days=1)
 

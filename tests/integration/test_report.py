@@ -3,7 +3,12 @@
 from datetime import timedelta
 from decimal import Decimal
 
-from meterctl.errors import ExitCode
+import psycopg
+import pytest
+
+from meterctl.actions.collect import row_window
+from meterctl.errors import ConfigurationError, ExitCode
+from meterctl.postgres.connect import transaction
 from world import World
 
 DAY = timedelta(days=1)
@@ -184,3 +189,66 @@ def test_recent_looks_no_further_back(world: World) -> None:
     world.usage("ada", 10, ago=1 * DAY)
     assert world.run(recent=2 * DAY).totals.reported == 1
     assert world.stripe_total() == 10
+
+
+def test_a_dry_run_foresees_exactly_what_collecting_does(world: World) -> None:
+    """Both read the same SELECT; whatever kind of row there is, their figures agree."""
+    world.customer("ada")
+    world.customer("nameless", stripe_customer_id=None)
+    world.connection.execute("ALTER TABLE usage_events ALTER created_at DROP NOT NULL")
+    for quantity in (1, 2, "NaN", "0.5", None):
+        world.usage("ada", quantity)
+    world.usage("ada", 1, ago=40 * DAY)
+    world.usage("ada", 1, created_at=None)
+    world.usage("nameless")
+    world.usage("free")
+    source, now = world.rows_source(), world.time.now()
+    foreseen = {
+        (kind.outcome, kind.code): (kind.event_count, kind.units)
+        for kind in source.preview(row_window(now, recent=None), doubt_horizon=now - DAY)
+    }
+    assert world.events() == [], "a dry run writes nothing"
+    world.stripe.stop_listening()
+    result = world.run()
+    collected = {
+        (event["state"], event["error_code"] if event["state"] == "rejected" else None): 0 for event in world.events()
+    }
+    for event in world.events():
+        collected[event["state"], event["error_code"] if event["state"] == "rejected" else None] += 1
+    collected["skipped", None] = result.totals.skipped
+    assert {key: count for key, (count, _) in foreseen.items()} == collected
+    assert foreseen["pending", None] == (2, Decimal(3))
+
+
+def test_a_row_without_a_time_is_named(world: World) -> None:
+    world.customer("ada")
+    world.connection.execute("ALTER TABLE usage_events ALTER created_at DROP NOT NULL")
+    row = world.usage("ada", 1, created_at=None)
+    world.usage("ada", 2)
+    result = world.run()
+    assert (result.totals.reported, result.totals.rejected) == (1, 1)
+    assert result.totals.problems["local:no_occurred_at"].sample_ids == [str(row)]
+
+
+def test_pages_leave_no_row_out(world: World) -> None:
+    """Equal instants, more of them than fit a page; free rows at the head; one row without a time."""
+    world.customer("ada")
+    world.connection.execute("ALTER TABLE usage_events ALTER created_at DROP NOT NULL")
+    instant = world.time.now() - DAY
+    for _ in range(7):
+        world.usage("free", created_at=instant - DAY)
+    for _ in range(11):
+        world.usage("ada", created_at=instant)
+    world.usage("ada", created_at=None)
+    result = world.run(batch_size=3)
+    assert (result.totals.reported, result.totals.skipped, result.totals.rejected) == (11, 7, 1)
+    world.assert_exact()
+
+
+def test_a_dry_run_is_read_only_for_postgresql_itself(world: World) -> None:
+    with (
+        psycopg.connect(world.database_url, autocommit=True) as connection,
+        pytest.raises(ConfigurationError, match="read-only transaction"),
+        transaction(connection, read_only=True),
+    ):
+        connection.execute("DELETE FROM usage_events")

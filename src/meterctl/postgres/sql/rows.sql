@@ -51,6 +51,7 @@ prepared AS (
 judged AS (
     SELECT prepared.*,
            CASE
+               WHEN unsubscribed THEN NULL
                WHEN occurred_at IS NULL THEN 'local:no_occurred_at'
                WHEN identifier IS NULL THEN 'local:no_identifier'
                WHEN ambiguous THEN 'local:ambiguous_customer'
