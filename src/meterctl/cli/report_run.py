@@ -1,6 +1,7 @@
 """Wiring of a report: adapters for its ports, the run's record, and what it prints."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -217,7 +218,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 def tell(document: ReportDocument, asked: "Asked") -> None:
     """Print the run's result and write its one canonical log line."""
     show_report(document, as_json=asked.as_json, quiet=asked.quiet)
-    level = log.info if document.exit_code == ExitCode.OK else log.error
+    # On a terminal the table has said it; elsewhere a run that did not go well is logged even under -q.
+    level = log.info if document.exit_code == ExitCode.OK or sys.stderr.isatty() else log.error
     level(
         "run_finished",
         run_id=document.run_id,

@@ -33,6 +33,14 @@ class LedgerOwner:
     livemode: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backlog:
+    """Unreported rows without an event, those of free users among them."""
+
+    row_count: int
+    oldest: datetime | None
+
+
 class PostgresRows:
     """`RowSource` and the stamping of rows. `key` is the meter's key in the configuration."""
 
@@ -105,9 +113,14 @@ class PostgresRows:
 
     def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:
         """Return how many unreported rows behind the key have no event."""
+        return self.backlog(window, after).row_count
+
+    def backlog(self, window: RowWindow, after: PageKey | None = None) -> Backlog:
+        """Return how many unreported rows behind the key have no event, and the oldest one's instant."""
         text = self._compose(query("rows", "count_uncollected"), page_filter=self._page_filter(window, after))
         with transaction(self._connection, read_only=True):
-            return int(self._fetch(text, self._parameters(window, after))[0]["count"])
+            row = self._fetch(text, self._parameters(window, after))[0]
+        return Backlog(row_count=row["count"], oldest=row["oldest"])
 
     def classified(self, row_ids: Sequence[str], window: RowWindow) -> list[dict[str, Any]]:
         """Return the rows as collecting them would see them now, whatever event they have. For `ledger retry`."""

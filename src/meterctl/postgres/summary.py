@@ -1,6 +1,6 @@
 """What the ledger says of itself: the figures of `summary` and `runs`."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 from meterctl.core.model import RESEND_LIMIT, Problem
 from meterctl.postgres.connect import Connection, transaction
 from meterctl.postgres.queries import query
+from meterctl.postgres.rows import Backlog
 
 WINDOW = timedelta(days=35)
 """How far back accepted and late events are counted: as far as Stripe takes usage."""
@@ -18,13 +19,18 @@ WINDOW = timedelta(days=35)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeterFigures:
-    """One meter's state. `accepted` and `late` are of the last 35 days; `unreported` rows have no event yet."""
+    """One meter's state. `accepted` and `late` are of the last 35 days; `held_by_age` is a part of `held`.
+
+    `unreported` rows have no event yet; those of free users, which never get one, are among them. None: no source of
+    rows is configured for the meter.
+    """
 
     event_name: str
     pending: int = 0
     sending: int = 0
     in_doubt: int = 0
     held: int = 0
+    held_by_age: int = 0
     rejected: int = 0
     expired: int = 0
     oldest_open: datetime | None = None
@@ -33,6 +39,7 @@ class MeterFigures:
     late: int = 0
     late_units: Decimal = Decimal(0)
     unreported: int | None = None
+    oldest_unreported: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,24 +69,24 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """The exit code, or what an unfinished run is."""
+        """The exit code as text, or what an unfinished run is."""
         if self.exit_code is not None:
             return str(self.exit_code)
         return "running" if self.alive else "died"
 
 
-def meter_figures(
-    connection: Connection, now: datetime, unreported: dict[str, int], *, only: Iterable[str] = ()
-) -> list[MeterFigures]:
-    """Return the figures of every meter the ledger or the configuration knows; `unreported` is by event_name."""
+def meter_figures(connection: Connection, now: datetime, unreported: Mapping[str, Backlog]) -> list[MeterFigures]:
+    """Return the figures of every meter that the ledger knows or `unreported` (by event_name) has."""
     parameters = {"since": now - WINDOW, "doubt_horizon": now - RESEND_LIMIT}
-    found: dict[str, dict[str, Any]] = {name: {"unreported": count} for name, count in unreported.items()}
+    found: dict[str, dict[str, Any]] = {
+        name: {"unreported": backlog.row_count, "oldest_unreported": backlog.oldest}
+        for name, backlog in unreported.items()
+    }
     with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
         for name in ("open", "accepted", "late"):
             for row in cursor.execute(query("summary", name), parameters).fetchall():
                 found.setdefault(row["event_name"], {}).update(row)
-    wanted = set(only) or set(found)
-    return [MeterFigures(**{**found[name], "event_name": name}) for name in sorted(found) if name in wanted]
+    return [MeterFigures(**{**found[name], "event_name": name}) for name in sorted(found)]
 
 
 def ledger_problems(connection: Connection, now: datetime) -> list[LedgerProblem]:

@@ -167,7 +167,7 @@ ORDER BY outcome, code
 
 -- name: count_uncollected
 -- Unreported rows behind a key that have no event: what a limit or a deadline left.
-SELECT count(*) FROM {table} AS u
+SELECT count(*), min(u.{occurred_at}) AS oldest FROM {table} AS u
 WHERE {page_filter} AND NOT EXISTS (
     SELECT FROM meterctl.meter_events AS event
     WHERE event.meter = %(meter)s AND event.source_row_id = u.{id}::text AND event.state <> 'replaced')

@@ -6,6 +6,8 @@ SELECT event_name,
        count(*) FILTER (WHERE state = 'in_doubt') AS in_doubt,
        count(*) FILTER (WHERE held_reason IS NOT NULL
                         OR (state = 'in_doubt' AND doubt_since <= %(doubt_horizon)s)) AS held,
+       count(*) FILTER (WHERE held_reason IS NULL
+                        AND state = 'in_doubt' AND doubt_since <= %(doubt_horizon)s) AS held_by_age,
        count(*) FILTER (WHERE state = 'rejected') AS rejected,
        count(*) FILTER (WHERE state = 'expired') AS expired,
        min(occurred_at) FILTER (WHERE state IN ('pending', 'sending', 'in_doubt')) AS oldest_open
@@ -40,14 +42,16 @@ GROUP BY event_name, code
 ORDER BY event_name, code
 
 -- name: runs
--- Newest first. A run without an end whose backends are gone has died.
+-- Newest first. A run without an end whose backends are gone has died. So has one whose process number on that host
+-- belongs to a later run by now: containers give every run the same one.
 SELECT run.id, run.command, run.mode, run.account, run.host, run.pid, run.version, run.started_at, run.finished_at,
        run.exit_code, run.counts,
-       EXISTS (SELECT FROM pg_stat_activity AS activity
-               WHERE activity.application_name = left('meterctl ' || run.pid || '@' || run.host, 63)) AS alive
-FROM meterctl.runs AS run
+       row_number() OVER (PARTITION BY run.host, run.pid ORDER BY run.id DESC) = 1
+       AND EXISTS (SELECT FROM pg_stat_activity AS activity
+                   WHERE activity.application_name = left('meterctl ' || run.pid || '@' || run.host, 63)) AS alive
+FROM (SELECT * FROM meterctl.runs ORDER BY id DESC LIMIT %(limit)s) AS run
 ORDER BY run.id DESC
-LIMIT %(limit)s
 
 -- name: last_good_run
-SELECT max(finished_at) FROM meterctl.runs WHERE exit_code IN (0, 10)
+-- From the newest back to the first good one: a year of runs every few minutes is not read.
+SELECT finished_at FROM meterctl.runs WHERE exit_code IN (0, 10) ORDER BY id DESC LIMIT 1
