@@ -91,7 +91,12 @@ class Scene:
     def start(self, *arguments: str, stdout: IO[str], stderr: IO[str]) -> "subprocess.Popen[str]":
         """Start `meterctl`."""
         return subprocess.Popen(
-            [METERCTL, *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+            [METERCTL, *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            text=True,
         )
 
     def run(self, *arguments: str) -> Finished:
@@ -184,11 +189,9 @@ def flags(description: str, **defaults: float) -> argparse.ArgumentParser:
 def print_method(text: str) -> None:
     """Print how the figures below came about, on which machine, and how busy that was."""
     load = os.getloadavg()[0]
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
     print(text.strip())
-    print(
-        f"machine: {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()};"
-        f" load average before: {load:.2f}{'' if load < QUIET_LOAD else ' -- NOT QUIET'}\n"
-    )
+    print(f"Machine: {machine}; load average before: {load:.2f}{'' if load < QUIET_LOAD else ' (NOT QUIET)'}.\n")
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import stripe
-
 from _scene import Scene, flags, open_scene, print_method, print_table, print_verdict
+
 from meterctl.core.model import MeterEvent, OutcomeKind
 from meterctl.settings import load_settings
 from meterctl.stripe_api.client import stripe_client
@@ -152,8 +152,8 @@ def print_libraries(profiler: cProfile.Profile) -> None:
     """Print the profile's own time by library."""
     times: Counter[str] = Counter()
     statistics_: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]  # documented nowhere, stable for 30 years
-    for (file, _, function), (_, _, own_s, _, _) in statistics_.items():
-        times[_library(file, function)] += own_s
+    for (file, _, function), figures in statistics_.items():
+        times[_library(file, function)] += figures[2]
     total = sum(times.values())
     print()
     rows = [(name, f"{s / CALLS * 1e6:.0f}", f"{s / total:.0%}") for name, s in times.most_common(10)]

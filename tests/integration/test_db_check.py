@@ -150,7 +150,8 @@ def test_all_misfits_of_all_meters_are_told_at_once(connection: psycopg.Connecti
         CONFIG[CONFIG.index("[meters.x]") :].replace("meters.x", "meters.y").replace("{workspace_id}-", "y-{nope}-")
     )
     text = CONFIG.replace("quantity", "quantty").replace("started_at =", "ended_at =") + second
-    text = text.replace('"started_at"', '"strted_at"')
+    text = text.replace('"started_at"', '"strted_at"') + "where = \"event_type = 'b'\"\n"
+    text = text.replace("[meters.y]", "where = \"event_type = 'a'\"\n[meters.y]")
     places = [line.split(": ")[0] for line in problems(connection, config, text)]
     assert places == ["meters.x.value", "meters.y.identifier", "lookups.owner.ended_at"]
 

@@ -212,12 +212,22 @@ def test_two_enabled_meters_may_not_report_to_one_event_name(path: Path) -> None
 
 def test_two_templates_that_can_give_the_same_identifier_are_refused(path: Path) -> None:
     first = METER.replace('"at"', '"at"\nidentifier = "{workspace}-{id}"')
-    second = METER.replace("meters.calls", "meters.more")
+    second = METER.replace("meters.calls", "meters.more").replace('"calls"', '"more_calls"')
     (problem,) = problems_of(path, first + second)
     assert problem.startswith(
         'meters.more.identifier: "more-{id}" can give the same text as "{workspace}-{id}" of meters.calls'
     )
     assert load(path, METER + second).meters.keys() == {"calls", "more"}
+
+
+def test_two_meters_that_would_hide_rows_from_each_other_are_refused(path: Path) -> None:
+    """Once a row is stamped for one, the other never sees it: units would be lost in silence."""
+    second = METER.replace("meters.calls", "meters.more")
+    (problem,) = problems_of(path, METER + second)
+    assert problem.startswith('meters.more.reported_at: is "stripe_reported_at" of "calls" as in meters.calls')
+    parted = METER + "where = \"kind = 'a'\"\n" + second + "where = \"kind = 'b'\"\n"
+    assert load(path, parted).meters.keys() == {"calls", "more"}
+    assert load(path, METER + second + 'reported_at = "more_reported_at"\n').meters.keys() == {"calls", "more"}
 
 
 def test_default_identifier_is_the_event_name_and_the_id(path: Path) -> None:

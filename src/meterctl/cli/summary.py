@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from meterctl.cli.options import Json, Meters, NoColor, Quiet, duration
-from meterctl.errors import ExitCode
+from meterctl.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterctl.core.model import Problem
     from meterctl.postgres.connect import Connection
+    from meterctl.postgres.rows import Backlog
     from meterctl.postgres.summary import LedgerProblem, MeterFigures, Run
     from meterctl.settings import Settings
 
@@ -28,10 +29,8 @@ MaxAge = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command("summary", help="What is open, held, rejected, expired, late; exit 10 while a person is needed.")(
-        summary
-    )
-    app.command("runs", help="The latest runs and how they ended.")(runs)
+    app.command("summary")(summary)
+    app.command("runs")(runs)
 
 
 def summary(
@@ -43,7 +42,11 @@ def summary(
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> None:
-    """Show how things stand. Accepted and late events are those of the last 35 days."""
+    """Show what is unreported, open, held, rejected, expired, late; exit 10 while a person is needed.
+
+    Accepted and late events are those of the last 35 days: what was late before that is a problem no more. Unreported
+    are the rows of the look-back that have no event yet; rows of free users never get one and are among them.
+    """
     from meterctl.cli.wiring import open_database, open_settings
 
     age_max = duration(max_age) if max_age else None
@@ -67,7 +70,8 @@ def _document(
     from meterctl.render.values import iso, jsonable
 
     now = PostgresClock(connection, SystemHostClock()).now()
-    figures = meter_figures(connection, now, _unreported(connection, settings, now), only=_names(settings, wanted))
+    only = _names(settings, wanted)
+    figures = _chosen(meter_figures(connection, now, _unreported(connection, settings, now, only)), settings, only)
     problems = _problems(ledger_problems(connection, now), figures, settings)
     good = last_good_run(connection)
     too_old = age_max is not None and (good is None or now - good > age_max)
@@ -95,18 +99,37 @@ def _names(settings: "Settings", wanted: tuple[str, ...]) -> list[str]:
     return [settings.meters[name].event_name if name in settings.meters else name for name in wanted]
 
 
-def _unreported(connection: "Connection", settings: "Settings", now: datetime) -> dict[str, int]:
-    """Count the rows that are due but have no event yet; rows of free users are among them."""
+def _chosen(figures: "Sequence[MeterFigures]", settings: "Settings", only: "Sequence[str]") -> "list[MeterFigures]":
+    """Return the figures of the meters asked for, by default of all that are enabled or in the ledger."""
+    from meterctl.postgres.summary import MeterFigures
+
+    found = {figure.event_name: figure for figure in figures}
+    configured = {meter.event_name for meter in settings.meters.values()}
+    unknown = [name for name in only if name not in configured | set(found)]
+    if unknown:
+        known = ", ".join(sorted(configured | set(found)))
+        raise UsageError(f"no meter is called {', '.join(unknown)}", hint=f"configured or in the ledger: {known}")
+    names = set(only) or {meter.event_name for meter in settings.enabled_meters.values()} | set(found)
+    return [found.get(name) or MeterFigures(event_name=name) for name in sorted(names)]
+
+
+def _unreported(
+    connection: "Connection", settings: "Settings", now: datetime, only: "Sequence[str]"
+) -> "dict[str, Backlog]":
     from meterctl.actions.collect import row_window
     from meterctl.postgres.check import require_fit
     from meterctl.postgres.rows import LedgerOwner, PostgresRows
     from meterctl.settings import RowsMeter
 
-    meters = {key: meter for key, meter in settings.enabled_meters.items() if isinstance(meter, RowsMeter)}
+    meters = {
+        key: meter
+        for key, meter in settings.enabled_meters.items()
+        if isinstance(meter, RowsMeter) and (not only or meter.event_name in only)
+    }
     require_fit(connection, settings, list(meters))
     nobody, window = LedgerOwner(account="", livemode=False), row_window(now, recent=None)
     return {
-        meter.event_name: PostgresRows(connection, key, meter, settings.lookups, nobody).count_uncollected(window, None)
+        meter.event_name: PostgresRows(connection, key, meter, settings.lookups, nobody).backlog(window)
         for key, meter in meters.items()
     }
 
@@ -157,9 +180,19 @@ def _show(document: dict[str, Any], *, colour: bool) -> None:
     rows = [[m["event_name"], *(shown(m[name]) for name in SHOWN), shown(m["oldest_open"])] for m in document["meters"]]
     heads = ["meter", *(name.replace("_", " ") for name in SHOWN), "oldest open"]
     print(table(heads, rows, console=sys.stdout.isatty(), colour=colour))
+    for meter in document["meters"]:
+        _show_remarks(meter)
     for problem in document["problems"]:
         samples = f" (e.g. {', '.join(problem['sample_ids'])})" if problem["sample_ids"] else ""
         print(f"{problem['event_name']}: {problem['count']} {problem['code']}{samples}\n  {problem['hint']}")
+
+
+def _show_remarks(meter: dict[str, Any]) -> None:
+    name = meter["event_name"]
+    if meter["unreported"]:
+        print(f"{name}: oldest unreported row {meter['oldest_unreported']}; rows of free users are among them")
+    if meter["held_by_age"]:
+        print(f"{name}: {meter['held_by_age']} held by age: in doubt for 23 h or more, not sent again")
 
 
 def runs(
@@ -194,7 +227,7 @@ def _show_runs(found: "Sequence[Run]", *, colour: bool) -> None:
             shown(run.started_at),
             span(run.finished_at - run.started_at) if run.finished_at else "-",
             run.outcome,
-            ExitCode(run.exit_code).meaning if run.exit_code is not None else "",
+            _meaning(run.exit_code),
             shown((run.counts or {}).get("reported")),
             shown((run.counts or {}).get("units")),
         ]
@@ -202,3 +235,8 @@ def _show_runs(found: "Sequence[Run]", *, colour: bool) -> None:
     ]
     heads = ["run", "command", "mode", "started", "took", "exit", "meaning", "reported", "units"]
     print(table(heads, rows, console=sys.stdout.isatty(), colour=colour) if rows else "no runs yet")
+
+
+def _meaning(code: int | None) -> str:
+    """Return an exit code's meaning; a newer meterctl on the same ledger may have codes that this one does not know."""
+    return next((known.meaning for known in ExitCode if known == code), "")

@@ -51,6 +51,9 @@ class MeterLocks:
     def _try(self, event_name: str) -> bool:
         with translated("taking the lock"):
             row = self._connection.execute(query("lock", "acquire"), {"event_name": event_name}).fetchone()
+            # A statement with parameters leaves its portal open, and with it a snapshot that would hold back vacuum and
+            # make CREATE INDEX CONCURRENTLY wait for as long as we hold the lock. The next statement closes it.
+            self._connection.execute("SELECT 1")
         self._pinged_s = self._host_clock.elapsed_s()
         return bool(row and row[0])
 

@@ -185,21 +185,21 @@ class PostgresRows:
     def _compose(self, text: LiteralString, **parts: sql.Composable) -> sql.Composed:
         meter = self._meter
         return sql.SQL(text).format(
-            table=sql.Identifier(*meter.table_parts),
-            id=sql.Identifier(meter.id),
-            occurred_at=sql.Identifier(meter.occurred_at),
-            reported_at=sql.Identifier(meter.reported_at),
+            table=_name(*meter.table_parts),
+            id=_name(meter.id),
+            occurred_at=_name(meter.occurred_at),
+            reported_at=_name(meter.reported_at),
             **parts,
         )
 
     def _classify(self, window: RowWindow, after: PageKey | None) -> sql.Composed:
-        quantity = sql.SQL("u.{}::numeric").format(sql.Identifier(self._meter.value)) if self._meter.value else None
+        quantity = sql.SQL("u.{}::numeric").format(_name(self._meter.value)) if self._meter.value else None
         return self._compose(
             query("rows", "classify"),
             quantity=quantity or sql.SQL("1::numeric"),
             identifier=self._identifier(),
             payer_columns=sql.SQL(", ").join(
-                sql.SQL("u.{} AS {}").format(sql.Identifier(payer.column), sql.Identifier(f"payer_{n}"))
+                sql.SQL("u.{} AS {}").format(_name(payer.column), _name(f"payer_{n}"))
                 for n, payer in enumerate(self._meter.payers)
             ),
             page_filter=self._page_filter(window, after),
@@ -211,7 +211,7 @@ class PostgresRows:
 
     def _identifier_part(self, part: str | Column) -> sql.Composable:
         if isinstance(part, Column) and part.name in self._table.columns:
-            return sql.SQL("u.{}::text").format(sql.Identifier(part.name))
+            return sql.SQL("u.{}::text").format(_name(part.name))
         literal = self._meter.event_name if isinstance(part, Column) else part
         return _raw(sql.Literal(literal).as_string(None))
 
@@ -237,10 +237,10 @@ class PostgresRows:
         lookup = self._lookups[self._meter.payers[n].lookup]
         return sql.SQL(query("rows", "payer")).format(
             lookup=sql.Literal(n),
-            payer=sql.Identifier(f"payer_{n}"),
-            table=sql.Identifier(*lookup.table.split(".")),
-            subject=sql.Identifier(lookup.subject),
-            customer=sql.Identifier(lookup.customer),
+            payer=_name(f"payer_{n}"),
+            table=_name(*lookup.table.split(".")),
+            subject=_name(lookup.subject),
+            customer=_name(lookup.customer),
             started=_column(lookup.started_at, "coalesce(s.{}, '-infinity'::timestamptz)", "'-infinity'::timestamptz"),
             tiebreak=_column(lookup.id, "s.{}", "NULL::int"),
             period_start=_column(lookup.period_start, "s.{}", "NULL::timestamptz"),
@@ -249,26 +249,31 @@ class PostgresRows:
         )
 
 
+def _name(*parts: str) -> sql.SQL:
+    """Return a table's or column's name quoted."""
+    return _raw(sql.Identifier(*parts).as_string(None))
+
+
 def _raw(text: str) -> sql.SQL:
     """Return SQL of the operator's own as it stands; psycopg would read a single `%` as a parameter."""
     return sql.SQL(text.replace("%", "%%"))
 
 
 def _column(name: str | None, template: LiteralString, otherwise: LiteralString) -> sql.Composed | sql.SQL:
-    return sql.SQL(template).format(sql.Identifier(name)) if name else sql.SQL(otherwise)
+    return sql.SQL(template).format(_name(name)) if name else sql.SQL(otherwise)
 
 
 def _in_force(lookup: LookupSettings) -> sql.Composed:
     """Return the condition under which a subscription pays for usage at `page.occurred_at`."""
     conditions: list[sql.Composable] = [sql.SQL("true")]
     if lookup.started_at:
-        started = sql.Identifier(lookup.started_at)
+        started = _name(lookup.started_at)
         conditions.append(sql.SQL("(s.{0} <= page.occurred_at) IS NOT FALSE").format(started))
     if lookup.ended_at:
-        conditions.append(sql.SQL("(page.occurred_at < s.{0}) IS NOT FALSE").format(sql.Identifier(lookup.ended_at)))
+        conditions.append(sql.SQL("(page.occurred_at < s.{0}) IS NOT FALSE").format(_name(lookup.ended_at)))
     elif lookup.status:
         statuses = sql.SQL(", ").join(map(sql.Literal, LIVE_STATUSES))
-        conditions.append(sql.SQL("s.{}::text IN ({})").format(sql.Identifier(lookup.status), statuses))
+        conditions.append(sql.SQL("s.{}::text IN ({})").format(_name(lookup.status), statuses))
     return sql.SQL(" AND ").join(conditions)
 
 

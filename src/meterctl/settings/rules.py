@@ -23,6 +23,7 @@ def faults_between(meters: Mapping[str, MeterSettings], lookups: set[str]) -> It
             yield dotted(("meters", key, "event_name")), what
         if isinstance(one, RowsMeter) and isinstance(meter, RowsMeter):
             yield from _collisions(one_key, one, key, meter)
+            yield from _shared_stamps(one_key, one, key, meter)
 
 
 def _unknown_lookups(key: str, meter: MeterSettings, lookups: set[str]) -> Iterator[Fault]:
@@ -32,6 +33,19 @@ def _unknown_lookups(key: str, meter: MeterSettings, lookups: set[str]) -> Itera
                 dotted(("meters", key, "payers", position, "lookup")),
                 f"there is no [{dotted(('lookups', payer.lookup))}]{did_you_mean(payer.lookup, lookups)}",
             )
+
+
+def _shared_stamps(one_key: str, one: RowsMeter, key: str, meter: RowsMeter) -> Iterator[Fault]:
+    """A row stamped for one meter is done for every meter that reads the same stamp."""
+    same_stamp = (one.table, one.reported_at) == (meter.table, meter.reported_at)
+    if same_stamp and (one.where is None or meter.where is None or one.where == meter.where):
+        yield (
+            dotted(("meters", key, "reported_at")),
+            (
+                f'is "{meter.reported_at}" of "{meter.table}" as in {dotted(("meters", one_key))}, so a row reported for '
+                "one would never reach the other; give each a column of its own, or a `where` that parts the rows"
+            ),
+        )
 
 
 def _collisions(one_key: str, one: RowsMeter, key: str, meter: RowsMeter) -> Iterator[Fault]:
