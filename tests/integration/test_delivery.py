@@ -294,3 +294,44 @@ def test_a_suspended_machine_sends_nothing_old(world: World) -> None:
     world.run_after_claim = lambda: None
     assert world.run().totals.reported == 1
     world.assert_exact()
+
+
+def test_a_customer_whose_events_all_fail_does_not_hold_up_the_others(world: World) -> None:
+    for name in ("bad", *(f"c{n}" for n in range(20))):
+        world.customer(name)
+    for _ in range(150):
+        world.usage("bad")
+    for n in range(20):
+        for _ in range(10):
+            world.usage(f"c{n}")
+    world.stripe.add_fault(Fault(kind=FaultKind.ERROR_500, customer="cus_bad", times=None))
+    result = world.run()
+    assert (result.totals.reported, result.exit_code) == (200, ExitCode.UNAVAILABLE)
+    world.stripe.clear_faults()
+    assert world.run().totals.reported == 150
+    world.assert_exact()
+
+
+def test_a_table_that_counts_from_one_again_is_noticed(world: World) -> None:
+    """A new row under a used id is neither stamped as reported nor billed under the old identifier: it is named."""
+    one_event(world)
+    world.run()
+    world.connection.execute("TRUNCATE usage_events RESTART IDENTITY")
+    world.usage("ada", 9, ago=timedelta(minutes=5))
+    result = world.run()
+    assert (result.exit_code, result.totals.rejected) == (ExitCode.PROBLEMS, 1)
+    assert result.totals.problems["row_reused"].count == 1
+    assert world.rows("SELECT count(*) AS n FROM usage_events WHERE stripe_reported_at IS NULL")[0]["n"] == 1
+
+
+def test_a_period_without_end_wedges_nothing(world: World) -> None:
+    world.customer("ada")
+    world.customer("bob")
+    world.connection.execute(
+        "UPDATE subscriptions SET current_period_start = '-infinity',"
+        " current_period_end = CASE user_id WHEN 'ada' THEN 'infinity' ELSE '20000-01-01' END::timestamptz"
+    )
+    world.usage("ada")
+    world.usage("bob")
+    assert world.run().totals.reported == 2
+    assert [event["period_end"] for event in world.events()] == [None, None]

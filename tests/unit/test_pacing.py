@@ -2,7 +2,7 @@
 
 import pytest
 
-from meterctl.core.pacing import OutageWatch, RetryQueue, TokenBucket, backoff_s
+from meterctl.core.pacing import LANE_WAITING_MAX, OutageWatch, RetryQueue, TokenBucket, backoff_s
 
 
 def test_a_bucket_spaces_calls_at_its_rate() -> None:
@@ -39,7 +39,7 @@ def test_backoff_doubles_from_five_seconds(attempt: int, seconds: int) -> None:
 def test_an_event_has_five_attempts_in_a_run() -> None:
     queue = RetryQueue()
     now_s, granted = 0.0, 1
-    while queue.put(1, now_s=now_s, jitter=0.5):
+    while queue.put(1, "cus", now_s=now_s, jitter=0.5):
         now_s += 100
         assert queue.take_due(now_s, 10) == [1]
         granted += 1
@@ -48,8 +48,8 @@ def test_an_event_has_five_attempts_in_a_run() -> None:
 
 def test_retries_come_due_in_their_order() -> None:
     queue = RetryQueue()
-    queue.put(1, now_s=3.0, jitter=0.5)
-    queue.put(2, now_s=0.0, jitter=0.5)
+    queue.put(1, "cus", now_s=3.0, jitter=0.5)
+    queue.put(2, "cus", now_s=0.0, jitter=0.5)
     assert queue.take_due(4.9, 10) == []
     assert queue.take_due(8.0, 1) == [2]
     assert queue.take_due(8.0, 1) == [1]
@@ -74,3 +74,14 @@ def test_sixty_seconds_without_an_answer_below_500_are_an_outage() -> None:
     watch.heard(now_s=1010.0, below_500=False, success=False)
     assert watch.verdict(1059.0) is None
     assert watch.verdict(1060.0) is not None
+
+
+def test_a_lane_with_many_waiting_events_pauses_until_one_is_settled() -> None:
+    queue = RetryQueue()
+    for event_id in range(LANE_WAITING_MAX):
+        assert queue.lane_may_go_on("cus")
+        queue.put(event_id, "cus", now_s=0.0, jitter=0.5)
+    assert not queue.lane_may_go_on("cus")
+    assert queue.lane_may_go_on("another")
+    queue.settled(0)
+    assert queue.lane_may_go_on("cus")

@@ -83,14 +83,15 @@ class Answers:
 
     def _note_unfinished(self, one: Heard, now_s: float) -> None:
         """An attempt left its event open: try it again, give it up for this run, or stop the meter or the run."""
-        outcome, event_id = one.outcome, one.claim.event.id
+        outcome, event = one.outcome, one.claim.event
         if outcome.kind is OutcomeKind.NOT_PERMITTED:
             self.stop(ExitCode.NOT_PERMITTED, f"Stripe says {outcome.status}: {outcome.message}")
         elif outcome.kind is OutcomeKind.METER_UNAVAILABLE:
             self.stop(ExitCode.CONFIGURATION, f"Stripe has no active meter: {outcome.message}", whole_run=False)
         elif not may_retry(outcome):
+            self.retries.settled(event.id)
             self.tally.failed += outcome.kind is not OutcomeKind.NOT_SENT
-        elif not self.retries.put(event_id, now_s=now_s, jitter=self.jitter()):
+        elif not self.retries.put(event.id, event.customer, now_s=now_s, jitter=self.jitter()):
             self.tally.failed += 1
             self.watch.exhausted()
         self._note_returned(outcome)

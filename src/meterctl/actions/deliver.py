@@ -89,7 +89,8 @@ class Delivery:
         advanced = [(one, self._advance(one, now)) for one in heard]
         for one, after in advanced:
             self.answers.note(one, after, now=now, now_s=self.host_clock.elapsed_s())
-            self._idle_customers.add(one.claim.event.customer)
+            if self.answers.retries.lane_may_go_on(one.claim.event.customer):
+                self._idle_customers.add(one.claim.event.customer)
         self._look_for_reasons_to_stop()
         request = self._request(now)
         elapsed_s, wall_s = self.host_clock.elapsed_s(), self.host_clock.wall_s()
@@ -174,5 +175,7 @@ class Delivery:
         left = [event_id for event_id in request.retry_ids if event_id not in granted]
         if self.dispatcher.outstanding or claimed.lost_race:
             self.answers.retries.requeue(left, at_s=self.host_clock.elapsed_s() + BUSY_WAIT_S)
-        else:
-            self.answers.tally.failed += len(left)
+            return
+        for event_id in left:
+            self.answers.retries.settled(event_id)
+        self.answers.tally.failed += len(left)

@@ -16,6 +16,7 @@ HINTS = {
     "held": "in doubt for 23 h or more, so not sent again: `meterctl ledger list --state in_doubt`",
     "not_permitted": "check the key's permissions; the events stay due",
     "meter_unavailable": "create or reactivate the meter in Stripe; the events stay due",
+    "row_reused": "the ledger has an event of another instant under this row's id: give the row an unused id",
     "unknown_meter": "no configured meter has this event_name any more: restore it, or waive its events",
 }
 """Problem → what to do next; other rejections are mended at their cause and retried."""
@@ -68,6 +69,9 @@ class Tally:
         elif kind.outcome == "expired":
             self.expired += kind.event_count
             self.problem("expired", kind.sample_ids, count=kind.event_count)
+        elif kind.outcome == "conflict":
+            self.rejected += kind.event_count
+            self.problem(kind.code or "conflict", kind.sample_ids, count=kind.event_count)
 
     def problem(self, code: str, sample_ids: Iterable[str], *, count: int = 1) -> None:
         """Note something for a person."""

@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
 from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import ThreadedDispatcher
-from meterctl.errors import ConfigurationError, ExitCode
+from meterctl.errors import ConfigurationError, ExitCode, MeterctlError
 from meterctl.logs import get_logger
 from meterctl.ports import Dispatcher, StopRequest
 from meterctl.postgres.check import require_fit
@@ -112,7 +112,8 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> Repor
                 dispatcher=_dispatchers(client, settings, host_clock),
                 stop=stop,
             )
-            result = report.run(_jobs(connection, settings, keys, owner, run_id, asked))
+            with recorded_if_it_fails(connection, run_id, clock):
+                result = report.run(_jobs(connection, settings, keys, owner, run_id, asked))
         finish_run(connection, run_id, result.exit_code, result.totals.figures(), clock.now())
     return ReportDocument(
         command=asked.command,
@@ -125,6 +126,17 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> Repor
         totals=result.totals,
         notes=result.notes,
     )
+
+
+@contextmanager
+def recorded_if_it_fails(connection: Connection, run_id: int, clock: PostgresClock) -> Iterator[None]:
+    """Note the end of a run that an error ends, where the database still listens; else it shows as died."""
+    try:
+        yield
+    except MeterctlError as error:
+        with suppress(MeterctlError):
+            finish_run(connection, run_id, error.exit_code, {}, clock.now())
+        raise
 
 
 def _owner(client: StripeClient, settings: "Settings") -> LedgerOwner:

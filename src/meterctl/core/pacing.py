@@ -1,6 +1,7 @@
 """How fast and how long to try: token bucket, backoff, when a run gives up. Clock readings are passed in seconds."""
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,9 @@ EXHAUSTED_IN_A_ROW_MAX = 3
 
 SILENCE_MAX_S = 60.0
 """Longest time without any answer below 500 before the far side counts as away."""
+
+LANE_WAITING_MAX = 50
+"""Events of one customer that may wait for another attempt before its lane pauses: they must not crowd out others."""
 
 WAITING_MAX = 10_000
 """Events that may wait for another attempt before nothing new is claimed: bounds the memory of a flaky night."""
@@ -71,20 +75,26 @@ class TokenBucket:
 
 @dataclass(slots=True)
 class RetryQueue:
-    """Events waiting for their next attempt in this run, and how many attempts each has had."""
+    """Events waiting for their next attempt in this run: how many attempts each has had, and whose they are."""
 
     _due: list[tuple[float, int]] = field(default_factory=list)
     _attempts: dict[int, int] = field(default_factory=dict)
+    _lanes: dict[int, str] = field(default_factory=dict)
+    _lane_counts: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self._due)
 
-    def put(self, event_id: int, *, now_s: float, jitter: float) -> bool:
+    def put(self, event_id: int, customer: str, *, now_s: float, jitter: float) -> bool:
         """Queue the event for another attempt. Return False if it has had its last one."""
-        attempts = self._attempts.pop(event_id, 0) + 1
+        attempts = self._attempts.get(event_id, 0) + 1
         if attempts >= ATTEMPTS_MAX:
+            self.settled(event_id)
             return False
         self._attempts[event_id] = attempts
+        if event_id not in self._lanes:
+            self._lanes[event_id] = customer
+            self._lane_counts[customer] += 1
         heapq.heappush(self._due, (now_s + backoff_s(attempts, jitter), event_id))
         return True
 
@@ -101,8 +111,17 @@ class RetryQueue:
         return due
 
     def settled(self, event_id: int) -> None:
-        """Forget an event that needs no further attempt."""
+        """Forget an event that gets no further attempt."""
         self._attempts.pop(event_id, None)
+        customer = self._lanes.pop(event_id, None)
+        if customer is not None:
+            self._lane_counts[customer] -= 1
+            if not self._lane_counts[customer]:
+                del self._lane_counts[customer]
+
+    def lane_may_go_on(self, customer: str) -> bool:
+        """Whether so few events of this customer wait that another may be tried."""
+        return self._lane_counts[customer] < LANE_WAITING_MAX
 
     def next_due_s(self) -> float | None:
         """When the first waiting event is due; None if none waits."""

@@ -25,6 +25,10 @@ LIVE_STATUSES = ("active", "trialing", "past_due")
 """Statuses of a subscription that pays, where its end is not mapped to a column."""
 
 
+PERIOD_BOUND: LiteralString = "CASE WHEN s.{0} BETWEEN '2000-01-01' AND '9000-01-01' THEN s.{0} END"
+"""A period's end, or NULL (unknown) where the application wrote infinity or a year no calendar of ours holds."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerOwner:
     """Whose ledger it is: the Stripe account, and its mode."""
@@ -243,8 +247,8 @@ class PostgresRows:
             customer=_name(lookup.customer),
             started=_column(lookup.started_at, "coalesce(s.{}, '-infinity'::timestamptz)", "'-infinity'::timestamptz"),
             tiebreak=_column(lookup.id, "s.{}", "NULL::int"),
-            period_start=_column(lookup.period_start, "s.{}", "NULL::timestamptz"),
-            period_end=_column(lookup.period_end, "s.{}", "NULL::timestamptz"),
+            period_start=_column(lookup.period_start, PERIOD_BOUND, "NULL::timestamptz"),
+            period_end=_column(lookup.period_end, PERIOD_BOUND, "NULL::timestamptz"),
             in_force=_in_force(lookup),
         )
 

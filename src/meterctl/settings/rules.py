@@ -42,8 +42,8 @@ def _shared_stamps(one_key: str, one: RowsMeter, key: str, meter: RowsMeter) -> 
         yield (
             dotted(("meters", key, "reported_at")),
             (
-                f'is "{meter.reported_at}" of "{meter.table}" as in {dotted(("meters", one_key))}, so a row reported for '
-                "one would never reach the other; give each a column of its own, or a `where` that parts the rows"
+                f'is "{meter.reported_at}" of "{meter.table}" as in {dotted(("meters", one_key))}; a row reported for '
+                "one would not reach the other; give each a column of its own, or a `where` that parts the rows"
             ),
         )
 

@@ -29,7 +29,8 @@ chosen AS (
     ORDER BY n, lookup, started DESC, customer IS NULL, tiebreak
 ),
 known AS (
-    SELECT page.n, event.id AS event_id, event.state AS event_state
+    SELECT page.n, event.id AS event_id, event.state AS event_state,
+           event.occurred_at IS DISTINCT FROM page.occurred_at AS is_another_row
     FROM page
     JOIN meterctl.meter_events AS event ON event.meter = %(meter)s AND event.source_row_id = page.row_id
         AND event.state <> 'replaced'
@@ -43,7 +44,7 @@ prepared AS (
            chosen.n IS NULL AS unsubscribed, chosen.subject, chosen.customer, chosen.ambiguous,
            CASE WHEN page.occurred_at < chosen.period_start THEN chosen.period_start
                 ELSE chosen.period_end END AS period_end,
-           known.event_id, known.event_state
+           known.event_id, known.event_state, known.is_another_row
     FROM page
     LEFT JOIN chosen USING (n)
     LEFT JOIN known USING (n)
@@ -78,7 +79,7 @@ judged AS (
     ) AS prepared
 )
 SELECT judged.n, judged.row_id, judged.occurred_at, judged.subject, judged.customer, judged.period_end,
-       judged.event_id, judged.event_state, judged.code,
+       judged.event_id, judged.event_state, judged.is_another_row, judged.code,
        CASE WHEN judged.code = 'local:identifier_collision' THEN NULL ELSE identifier END AS identifier,
        CASE WHEN value IN ('NaN', 'Infinity', '-Infinity') THEN NULL ELSE value END AS value,
        CASE WHEN value IN ('NaN', 'Infinity', '-Infinity') THEN NULL ELSE quantity END AS quantity,
@@ -110,7 +111,8 @@ WHERE {in_force}
 
 -- name: collect
 -- Insert the page's new events and say what the page held: the key to go on from, rows whose stamp is missing though
--- their event is accepted, and one line per kind of event.
+-- their event is accepted, and one line per kind of event. A row whose event is of another instant is another row under
+-- a used id (a table that was emptied and counts from 1 again): neither billed nor stamped, but named.
 -- A conflict can only come from another run that collected the same row meanwhile: it is that run's event then.
 WITH classified AS MATERIALIZED (
     {classify}
@@ -130,7 +132,7 @@ inserted AS (
 page AS (
     SELECT count(*) AS row_count, max(occurred_at) AS last_occurred_at,
            (array_agg(row_id ORDER BY n DESC))[1] AS last_id,
-           array_agg(row_id) FILTER (WHERE event_state = 'accepted') AS unstamped_ids
+           array_agg(row_id) FILTER (WHERE event_state = 'accepted' AND NOT is_another_row) AS unstamped_ids
     FROM classified
 ),
 kinds AS (
@@ -139,6 +141,8 @@ kinds AS (
         SELECT state AS outcome, error_code AS code, source_row_id AS row_id, quantity FROM inserted
         UNION ALL
         SELECT outcome, NULL, row_id, NULL FROM classified WHERE outcome = 'skipped' AND event_id IS NULL
+        UNION ALL
+        SELECT 'conflict', 'row_reused', row_id, NULL FROM classified WHERE is_another_row
     ) AS seen
     GROUP BY outcome, code
 )
@@ -154,6 +158,8 @@ SELECT outcome, code, count(*) AS event_count, sum(quantity) AS units, count(DIS
        min(occurred_at) AS oldest, (array_agg(row_id))[1:5] AS sample_ids
 FROM (
     SELECT outcome, code, quantity, customer, occurred_at, row_id FROM classified WHERE event_id IS NULL
+    UNION ALL
+    SELECT 'conflict', 'row_reused', quantity, customer, occurred_at, row_id FROM classified WHERE is_another_row
     UNION ALL
     SELECT CASE WHEN held_reason IS NOT NULL OR doubt_since <= %(doubt_horizon)s THEN 'held'
                 WHEN state = 'pending' AND sent_timestamp < %(expired_before)s THEN 'expired'
