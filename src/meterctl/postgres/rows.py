@@ -1,32 +1,26 @@
-"""Usage rows of one meter: the configuration's names become SQL here, and each page of rows becomes ledger events."""
+"""Usage rows of one meter: each page of rows becomes ledger events. Its statements are made in `rows_sql`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from meterctl.core.identifier import HASHED_PREFIX_LENGTH, IDENTIFIER_LENGTH_MAX, Column
+from meterctl.core.identifier import HASHED_PREFIX_LENGTH, IDENTIFIER_LENGTH_MAX
 from meterctl.core.value import DIGITS_MAX, LOCAL_PROBLEMS, PLACES_MAX
 from meterctl.errors import ConfigurationError
 from meterctl.ports import KindCount, Page, PageKey, RowWindow
 from meterctl.postgres.catalog import TableInfo, table_info
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.queries import query
+from meterctl.postgres.rows_sql import RowsSql
 from meterctl.settings.meters import RowsMeter
 from meterctl.settings.model import LookupSettings
-
-LIVE_STATUSES = ("active", "trialing", "past_due")
-"""Statuses of a subscription that pays, where its end is not mapped to a column."""
-
-
-PERIOD_BOUND: LiteralString = "CASE WHEN s.{0} BETWEEN '2000-01-01' AND '9000-01-01' THEN s.{0} END"
-"""A period's end, or NULL (unknown) where the application wrote infinity or a year no calendar of ours holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,17 +53,17 @@ class PostgresRows:
         self._connection = connection
         self._key = key
         self._meter = meter
-        self._lookups = lookups
         self._owner = owner
         with transaction(connection, read_only=True):
             found = table_info(connection, meter.table_parts)
         if found is None:
             raise ConfigurationError(f"meter {key}: there is no table {meter.table}", hint="run `meterctl db check`")
         self._table: TableInfo = found
+        self._sql = RowsSql(meter, lookups, found)
 
     def collect(self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime) -> Page:
         """Turn the next page of rows into ledger events, in one transaction."""
-        text = self._compose(query("rows", "collect"), classify=self._classify(window, after))
+        text = self._sql.compose(query("rows", "collect"), classify=self._sql.classify(window, after))
         parameters = self._parameters(window, after) | {
             "batch_size": batch_size,
             "now": now,
@@ -108,8 +102,8 @@ class PostgresRows:
             ledger_filter = sql.SQL("false")  # the ledger's own events were counted with the dated rows
         elif window.row_ids:
             ledger_filter = sql.SQL("meter = %(meter)s AND source_row_id = ANY (%(row_ids)s)")
-        text = self._compose(
-            query("rows", "preview"), classify=self._classify(window, after), ledger_filter=ledger_filter
+        text = self._sql.compose(
+            query("rows", "preview"), classify=self._sql.classify(window, after), ledger_filter=ledger_filter
         )
         parameters = self._parameters(window, after) | {"batch_size": None, "doubt_horizon": doubt_horizon}
         with transaction(self._connection, read_only=True):
@@ -121,33 +115,28 @@ class PostgresRows:
 
     def backlog(self, window: RowWindow, after: PageKey | None = None) -> Backlog:
         """Return how many unreported rows behind the key have no event, and the oldest one's instant."""
-        text = self._compose(query("rows", "count_uncollected"), page_filter=self._page_filter(window, after))
+        text = self._sql.compose(query("rows", "count_uncollected"), page_filter=self._sql.page_filter(window, after))
         with transaction(self._connection, read_only=True):
             row = self._fetch(text, self._parameters(window, after))[0]
         return Backlog(row_count=row["count"], oldest=row["oldest"])
 
     def classified(self, row_ids: Sequence[str], window: RowWindow) -> list[dict[str, Any]]:
         """Return the rows as collecting them would see them now, whatever event they have. For `ledger retry`."""
-        text = self._classify(window, None)
+        text = self._sql.classify(window, None)
         return self._fetch(text, self._parameters(window, None) | {"batch_size": len(row_ids)})
 
     def explain(self, window: RowWindow) -> None:
         """Have PostgreSQL plan the classification without reading a row, within the caller's transaction."""
         parameters = self._parameters(window, None) | {"batch_size": 0}
-        self._connection.execute(sql.SQL("EXPLAIN ") + self._classify(window, None), parameters)
+        self._connection.execute(sql.SQL("EXPLAIN ") + self._sql.classify(window, None), parameters)
 
     def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:
         """Stamp the rows that are neither stamped nor locked, within the caller's transaction; return how many."""
         cursor = self._connection.execute(
-            self._compose(query("rows", "stamp"), id_type=sql.SQL(self._id_type)),
+            self._sql.compose(query("rows", "stamp"), id_type=sql.SQL(self._sql.id_type)),
             {"row_ids": list(row_ids), "now": now},
         )
         return cursor.rowcount
-
-    @property
-    def _id_type(self) -> LiteralString:
-        """The id column's type, as PostgreSQL itself writes it: safe to stand in SQL."""
-        return self._table.columns[self._meter.id].type
 
     def _fetch(self, text: sql.Composed, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         try:
@@ -185,100 +174,6 @@ class PostgresRows:
             "problem_codes": list(LOCAL_PROBLEMS),
             "problem_sentences": list(LOCAL_PROBLEMS.values()),
         }
-
-    def _compose(self, text: LiteralString, **parts: sql.Composable) -> sql.Composed:
-        meter = self._meter
-        return sql.SQL(text).format(
-            table=_name(*meter.table_parts),
-            id=_name(meter.id),
-            occurred_at=_name(meter.occurred_at),
-            reported_at=_name(meter.reported_at),
-            **parts,
-        )
-
-    def _classify(self, window: RowWindow, after: PageKey | None) -> sql.Composed:
-        quantity = sql.SQL("u.{}::numeric").format(_name(self._meter.value)) if self._meter.value else None
-        return self._compose(
-            query("rows", "classify"),
-            quantity=quantity or sql.SQL("1::numeric"),
-            identifier=self._identifier(),
-            payer_columns=sql.SQL(", ").join(
-                sql.SQL("u.{} AS {}").format(_name(payer.column), _name(f"payer_{n}"))
-                for n, payer in enumerate(self._meter.payers)
-            ),
-            page_filter=self._page_filter(window, after),
-            payers=sql.SQL("\n    UNION ALL\n").join(self._payer(n) for n in range(len(self._meter.payers))),
-        )
-
-    def _identifier(self) -> sql.Composed:
-        return sql.SQL(" || ").join(map(self._identifier_part, self._meter.identifier_template))
-
-    def _identifier_part(self, part: str | Column) -> sql.Composable:
-        if isinstance(part, Column) and part.name in self._table.columns:
-            return sql.SQL("u.{}::text").format(_name(part.name))
-        literal = self._meter.event_name if isinstance(part, Column) else part
-        return _raw(sql.Literal(literal).as_string(None))
-
-    def _page_filter(self, window: RowWindow, after: PageKey | None) -> sql.Composed:
-        conditions: list[LiteralString] = ["u.{reported_at} IS NULL"]
-        if after is not None and after.occurred_at is None:
-            conditions += ["u.{occurred_at} IS NULL"]
-            conditions += ["u.{id} > %(after_id)s::{id_type}"] if after.row_id else []
-        else:
-            conditions += [
-                "u.{occurred_at} BETWEEN %(since)s AND %(until)s",
-                "(u.{occurred_at} >= %(fresh_from)s OR u.{occurred_at} < %(expired_before)s)",
-            ]
-            conditions += (
-                ["(u.{occurred_at}, u.{id}) > (%(after_occurred_at)s, %(after_id)s::{id_type})"] if after else []
-            )
-        conditions += ["u.{id}::text = ANY (%(row_ids)s)"] if window.row_ids else []
-        conditions += ["(\n{own}\n)"] if self._meter.where else []
-        own = _raw(self._meter.where or "")
-        return self._compose(" AND ".join(conditions), id_type=sql.SQL(self._id_type), own=own)
-
-    def _payer(self, n: int) -> sql.Composed:
-        lookup = self._lookups[self._meter.payers[n].lookup]
-        return sql.SQL(query("rows", "payer")).format(
-            lookup=sql.Literal(n),
-            payer=_name(f"payer_{n}"),
-            table=_name(*lookup.table.split(".")),
-            subject=_name(lookup.subject),
-            customer=_name(lookup.customer),
-            started=_column(lookup.started_at, "coalesce(s.{}, '-infinity'::timestamptz)", "'-infinity'::timestamptz"),
-            tiebreak=_column(lookup.id, "s.{}", "NULL::int"),
-            period_start=_column(lookup.period_start, PERIOD_BOUND, "NULL::timestamptz"),
-            period_end=_column(lookup.period_end, PERIOD_BOUND, "NULL::timestamptz"),
-            in_force=_in_force(lookup),
-        )
-
-
-def _name(*parts: str) -> sql.SQL:
-    """Return a table's or column's name quoted."""
-    return _raw(sql.Identifier(*parts).as_string(None))
-
-
-def _raw(text: str) -> sql.SQL:
-    """Return SQL of the operator's own as it stands; psycopg would read a single `%` as a parameter."""
-    return sql.SQL(text.replace("%", "%%"))
-
-
-def _column(name: str | None, template: LiteralString, otherwise: LiteralString) -> sql.Composed | sql.SQL:
-    return sql.SQL(template).format(_name(name)) if name else sql.SQL(otherwise)
-
-
-def _in_force(lookup: LookupSettings) -> sql.Composed:
-    """Return the condition under which a subscription pays for usage at `page.occurred_at`."""
-    conditions: list[sql.Composable] = [sql.SQL("true")]
-    if lookup.started_at:
-        started = _name(lookup.started_at)
-        conditions.append(sql.SQL("(s.{0} <= page.occurred_at) IS NOT FALSE").format(started))
-    if lookup.ended_at:
-        conditions.append(sql.SQL("(page.occurred_at < s.{0}) IS NOT FALSE").format(_name(lookup.ended_at)))
-    elif lookup.status:
-        statuses = sql.SQL(", ").join(map(sql.Literal, LIVE_STATUSES))
-        conditions.append(sql.SQL("s.{}::text IN ({})").format(_name(lookup.status), statuses))
-    return sql.SQL(" AND ").join(conditions)
 
 
 def _kind_count(row: Mapping[str, Any]) -> KindCount:
