@@ -59,7 +59,7 @@ REFUSED = {
     "sqlite:///hunter2.db": "begins with sqlite://, but meterctl reads PostgreSQL",
     "prisma://h/?api_key=hunter2": "begins with prisma://, the address of Prisma's proxy; give PostgreSQL's own",
     "prisma+postgres://h/?api_key=hunter2": "begins with prisma+postgres://, the address of Prisma's proxy",
-    "hunter2://u:hunter2@h/d": "begins with neither postgresql:// nor postgres://; write postgresql://USER:PASSWORD@",
+    "hunter2://u:hunter2@h/d": "begins with neither postgresql:// nor postgres://; write postgresql://USER@",
     "u:hunter2@h/d": "begins with neither postgresql:// nor postgres://",
     "hunter2": "begins with neither postgresql:// nor postgres://",
     "//u:hunter2@h/d": "begins with neither postgresql:// nor postgres://",

@@ -273,7 +273,7 @@ def test_a_file_that_cannot_be_read_is_named_with_whoever_named_it(tmp_path: Pat
         with pytest.raises(ConfigurationError) as caught:
             load_settings(config_file=file, environ={**DATABASE, **environ}, flags={})
         assert caught.value.problems == (
-            f"{missing}: no such file (named by {named_by}); `meterctl config generate` writes one",
+            f"{missing}: no such file (named by {named_by}); check the path",
         )
     with pytest.raises(ConfigurationError) as caught:
         load_settings(config_file=tmp_path, environ=DATABASE, flags={})

@@ -152,7 +152,7 @@ def test_libpqs_own_variables_can_name_the_database(place: Place, variable: str)
 
 def test_no_database_at_all_is_an_error_unless_the_command_needs_none(place: Place) -> None:
     (problem,) = place.problems(environ={"DATABASE_URL": ""})
-    assert problem.startswith("environment DATABASE_URL: is not set; set it to postgresql://USER:PASSWORD@HOST:PORT/")
+    assert problem.startswith("environment DATABASE_URL: is not set; set it to postgresql://USER@HOST:PORT/")
     settings = load_settings(config_file=None, environ={}, flags={}, system_file=place.system, require_database=False)
     assert settings.database_url.get_secret_value() == ""
 

@@ -96,7 +96,7 @@ def _foreign_scheme(url: str) -> str | None:
         driver = f"+{scheme['driver']}" if scheme["driver"] else ""
         return _remedy(f"{scheme['name']}{driver}:{scheme['slashes']}", name)
     if _URL_SHAPE.match(url) or "=" not in url:
-        return "begins with neither postgresql:// nor postgres://; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        return "begins with neither postgresql:// nor postgres://; write postgresql://USER@HOST:PORT/DATABASE"
     return None
 
 

@@ -81,7 +81,7 @@ def _read(findings: Findings, path: Path, named_by: str | None) -> str | None:
         return path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         if named_by is not None:
-            findings.problem(str(path), f"no such file (named by {named_by}); `meterctl config generate` writes one")
+            findings.problem(str(path), f"no such file (named by {named_by}); check the path")
     except UnicodeDecodeError as error:
         findings.problem(str(path), f"byte {error.start + 1} is not UTF-8; save the file as UTF-8")
     except OSError as error:

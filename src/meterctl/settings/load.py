@@ -229,7 +229,7 @@ def _database(findings: Findings, document: Document, environ: Mapping[str, str]
     if required and by_libpq is None and len(findings.problems) == problems_before:
         findings.problem(
             f"{ENVIRONMENT}DATABASE_URL",
-            "is not set; set it to postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or set libpq's PGHOST and PGDATABASE",
+            "is not set; set it to postgresql://USER@HOST:PORT/DATABASE, or set libpq's PGHOST and PGDATABASE",
         )
     return SecretStr("")
 

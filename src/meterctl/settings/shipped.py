@@ -1,4 +1,4 @@
-"""The configuration that meterctl is shipped with: a file of the package, also what `config generate` writes."""
+"""The configuration that meterctl is shipped with: a file of the package."""
 
 import tomllib
 from importlib.resources import files
