@@ -164,7 +164,18 @@ def run_dict(run: "Run") -> dict[str, Any]:
     return fields | {"outcome": run.outcome}
 
 
-SHOWN = ("unreported", "pending", "in_doubt", "held", "rejected", "expired", "late", "accepted", "accepted_units")
+SHOWN = (
+    "unreported",
+    "pending",
+    "in_doubt",
+    "held",
+    "rejected",
+    "expired",
+    "late",
+    "accepted",
+    "accepted_units",
+    "oldest_open",
+)
 
 
 def _show(document: dict[str, Any], *, colour: bool) -> None:
@@ -177,9 +188,11 @@ def _show(document: dict[str, Any], *, colour: bool) -> None:
     print(f"last run: {ran}; last good one ended {shown(document['last_good_run_at'])}")
     if document["too_old"]:
         print("TOO OLD: no good run within --max-age; is cron running?")
-    rows = [[m["event_name"], *(shown(m[name]) for name in SHOWN), shown(m["oldest_open"])] for m in document["meters"]]
-    heads = ["meter", *(name.replace("_", " ") for name in SHOWN), "oldest open"]
-    print(table(heads, rows, console=sys.stdout.isatty(), colour=colour))
+    lines = [["meter", *(name.replace("_", " ") for name in SHOWN)]]
+    lines += [[shown(meter[name]) for name in ("event_name", *SHOWN)] for meter in document["meters"]]
+    if console := sys.stdout.isatty():  # a column for each meter: it fits the eighty columns of a terminal
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    print(table(lines[0], lines[1:], console=console, colour=colour))
     for meter in document["meters"]:
         _show_remarks(meter)
     for problem in document["problems"]:

@@ -1,68 +1,27 @@
-"""The ledger by hand: find events, issue rejected ones again, close them. Nothing here talks to Stripe."""
+"""The ledger by hand: issue rejected events again, or close them. Nothing here talks to Stripe."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, LiteralString
+from typing import Any
 
+from psycopg import errors as pg
 from psycopg import sql
 from psycopg.rows import dict_row
 
 from meterctl.core.identifier import next_identifier
 from meterctl.core.model import PAST_LIMIT
 from meterctl.core.value import LOCAL_PREFIX
+from meterctl.errors import UnavailableError
 from meterctl.ports import RowWindow
 from meterctl.postgres.connect import Connection, transaction
+from meterctl.postgres.ledger_events import Event
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows import PostgresRows
 
 BATCH_SIZE_MAX = 500
 """Events changed in one transaction."""
-
-Event = Mapping[str, Any]
-"""A row of the ledger by column, with `replaced_by`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Selection:
-    """Which events. What is None or empty does not restrict; `since` is inclusive, `until` exclusive."""
-
-    ids: tuple[int, ...] = ()
-    identifiers: tuple[str, ...] = ()
-    states: tuple[str, ...] = ()
-    code: str | None = None
-    meter: str | None = None
-    customer: str | None = None
-    row_ids: tuple[str, ...] = ()
-    since: datetime | None = None
-    until: datetime | None = None
-
-    def filters(self) -> tuple[sql.Composed, dict[str, Any]]:
-        """Return the conditions and their parameters."""
-        conditions: dict[LiteralString, object] = {
-            "event.id = ANY (%(ids)s)": list(self.ids),
-            "event.identifier = ANY (%(identifiers)s)": list(self.identifiers),
-            "event.state = ANY (%(states)s)": list(self.states),
-            "event.error_code = %(code)s": self.code,
-            "(event.event_name = %(meter)s OR event.meter = %(meter)s)": self.meter,
-            "event.customer = %(customer)s": self.customer,
-            "event.source_row_id = ANY (%(row_ids)s)": list(self.row_ids),
-            "event.occurred_at >= %(since)s": self.since,
-            "event.occurred_at < %(until)s": self.until,
-        }
-        given = [sql.SQL(text) for text, value in conditions.items() if value]
-        values = {name: getattr(self, name) for name in ("code", "meter", "customer", "since", "until")}
-        lists = {name: list(getattr(self, name)) for name in ("ids", "identifiers", "states", "row_ids")}
-        return sql.SQL(" AND ").join(given or [sql.SQL("true")]), values | lists
-
-
-def select(connection: Connection, selection: Selection, limit: int | None) -> list[Event]:
-    """Return the events of a selection, newest first."""
-    filters, parameters = selection.filters()
-    text = sql.SQL(query("ledger_admin", "select")).format(filters=filters)
-    with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
-        return list(cursor.execute(text, parameters | {"limit": limit}).fetchall())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,50 +33,124 @@ class Retried:
 
 
 def retry(
-    connection: Connection, event_ids: Sequence[int], source: PostgresRows, event_name: str, reason: str, now: datetime
+    connection: Connection,
+    event_ids: Sequence[int],
+    source: PostgresRows,
+    event_name: str,
+    reason: str,
+    now: datetime,
+    *,
+    code: str | None = None,
 ) -> Retried:
-    """Make at most 500 rejected events of one meter due again, in one transaction.
+    """Make at most 500 rejected events of a meter due again, in one transaction; with `code`, only while it is theirs.
 
     Their rows are read anew, as collecting would see them now. What Stripe rejected is issued again under a derived
-    identifier; what was rejected here, and never sent, keeps its own.
+    identifier; what was rejected here, and never sent, keeps its own. Raises UnavailableError if a run got in between.
     """
-    with transaction(connection):
-        found = _locked(connection, event_ids)
-        rows = _rows_by_id(source, [event["source_row_id"] for event in found], now)
-        judged = {event["id"]: _why_not(rows.get(event["source_row_id"])) for event in found}
-        ready = [event for event in found if judged[event["id"]] is None]
-        fresh = {event["id"]: rows[event["source_row_id"]] for event in ready}
-        local = [event for event in ready if event["error_code"].startswith(LOCAL_PREFIX)]
-        sent = [event for event in ready if not event["error_code"].startswith(LOCAL_PREFIX)]
-        common = {"event_name": event_name, "reason": reason, "now": now}
-        _mend(connection, local, fresh, common)
-        _reissue(connection, sent, fresh, common)
-    gone = dict.fromkeys(set(event_ids) - set(judged), "it is no longer rejected")
-    return Retried(
-        done_ids=tuple(event["id"] for event in ready),
-        refused=gone | {event_id: why for event_id, why in judged.items() if why is not None},
-    )
+    common = {"event_name": event_name, "reason": reason, "now": now}
+    try:
+        with transaction(connection):
+            judged = _judged(connection, event_ids, source, now, code=code, lock=sql.SQL("FOR UPDATE"))
+            fresh = {event["id"]: judged.rows[event["source_row_id"]] for event in judged.ready}
+            _mend(connection, [event for event in judged.ready if _is_local(event)], fresh, common)
+            _reissue(connection, [event for event in judged.ready if not _is_local(event)], fresh, common)
+            _recode(connection, judged)
+    except pg.UniqueViolation as error:
+        raise UnavailableError(
+            "a run collected one of these rows, or took one of these identifiers, at the same moment",
+            hint="these events were not changed; run again",
+        ) from error
+    return judged.outcome
 
 
-def _locked(connection: Connection, event_ids: Sequence[int]) -> list[dict[str, Any]]:
+def judge(
+    connection: Connection, event_ids: Sequence[int], source: PostgresRows, now: datetime, *, code: str | None = None
+) -> Retried:
+    """Return what `retry` would do, in a transaction that PostgreSQL holds READ ONLY."""
+    with transaction(connection, read_only=True):
+        return _judged(connection, event_ids, source, now, code=code, lock=sql.SQL("")).outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Judged:
+    """Rejected events, their rows as they are now (by row id), and why an event cannot be retried (by event id)."""
+
+    events: Sequence[Event]
+    rows: Mapping[str, Mapping[str, Any]]
+    refused: Mapping[int, str]
+
+    @property
+    def ready(self) -> list[Event]:
+        return [event for event in self.events if event["id"] not in self.refused]
+
+    @property
+    def outcome(self) -> Retried:
+        return Retried(done_ids=tuple(event["id"] for event in self.ready), refused=self.refused)
+
+
+def _judged(
+    connection: Connection,
+    event_ids: Sequence[int],
+    source: PostgresRows,
+    now: datetime,
+    *,
+    code: str | None,
+    lock: sql.SQL,
+) -> _Judged:
+    text = sql.SQL(query("ledger_admin", "rejected")).format(lock=lock)
     with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(query("ledger_admin", "lock_rejected"), {"ids": list(event_ids)}).fetchall()
+        events = cursor.execute(text, {"ids": list(event_ids), "code": code}).fetchall()
+    rows = _rows_by_id(source, events, now)
+    reasons = {event["id"]: _why_not(event, rows.get(event["source_row_id"])) for event in events}
+    gone = dict.fromkeys(set(event_ids) - set(reasons), "it is no longer rejected as it was")
+    return _Judged(events=events, rows=rows, refused=gone | {key: why for key, why in reasons.items() if why})
 
 
-def _rows_by_id(source: PostgresRows, row_ids: Sequence[str | None], now: datetime) -> dict[str, dict[str, Any]]:
-    known = tuple(row_id for row_id in row_ids if row_id is not None)
-    if not known:
-        return {}
+def _is_local(event: Event) -> bool:
+    """Whether the event was rejected here, so that nothing was ever sent."""
+    return str(event["error_code"]).startswith(LOCAL_PREFIX)
+
+
+def _recode(connection: Connection, judged: _Judged) -> None:
+    fresh = [(event["id"], judged.rows.get(event["source_row_id"])) for event in judged.events if _is_local(event)]
+    still = [(event_id, row) for event_id, row in fresh if row is not None and row["outcome"] == "rejected"]
+    if still:
+        parameters = {
+            "ids": [event_id for event_id, _ in still],
+            "codes": [row["code"] for _, row in still],
+            "messages": [row["message"] for _, row in still],
+        }
+        connection.execute(query("ledger_admin", "recode"), parameters)
+
+
+def _rows_by_id(source: PostgresRows, events: Sequence[Event], now: datetime) -> dict[str, dict[str, Any]]:
+    """Return the events' unreported rows as collecting would see them now.
+
+    They are looked for at the instants the events know, where an index leads, and only those not found there in the
+    whole table: a row that was given its instant afterwards.
+    """
+    row_ids = {event["source_row_id"] for event in events if event["source_row_id"] is not None}
+    instants = [event["occurred_at"] for event in events if event["occurred_at"] is not None]
+    spans = [(min(instants), max(instants))] if instants else []
+    rows: dict[str, dict[str, Any]] = {}
+    for since, until in (*spans, (datetime(1, 1, 1, tzinfo=UTC), now)):
+        missing = tuple(row_ids - set(rows))
+        if missing:
+            rows |= {row["row_id"]: row for row in source.classified(missing, _window(missing, since, until, now))}
+    return rows
+
+
+def _window(row_ids: tuple[str, ...], since: datetime, until: datetime, now: datetime) -> RowWindow:
     horizon = now - PAST_LIMIT
-    ever = datetime(1, 1, 1, tzinfo=UTC)
-    window = RowWindow(since=ever, until=now, fresh_from=horizon, expired_before=horizon, row_ids=known)
-    return {row["row_id"]: row for row in source.classified(known, window)}
+    return RowWindow(since=since, until=until, fresh_from=horizon, expired_before=horizon, row_ids=row_ids)
 
 
-def _why_not(row: Mapping[str, Any] | None) -> str | None:
-    """Return why a row cannot be billed now, or None if it can."""
+def _why_not(event: Event, row: Mapping[str, Any] | None) -> str | None:
+    """Return why an event's row cannot be billed now, or None if it can."""
+    if row is not None and row["is_another_row"] and not _is_local(event):
+        return "a row of another instant has its row's id by now"
     if row is None:
-        return "its row is gone, stamped, or not this meter's any more"
+        return "its row is gone, stamped, without an instant of usage, or not this meter's any more"
     reasons = {
         "skipped": "its row has no subscription at its instant any more",
         "expired": "it is older than the 35 days Stripe takes",
@@ -174,8 +207,12 @@ def _columns(
     }
 
 
-def waive(connection: Connection, event_ids: Sequence[int], reason: str) -> list[int]:
-    """Close rejected or expired events; return those that were."""
+def waive(connection: Connection, event_ids: Sequence[int], reason: str, *, code: str | None = None) -> list[int]:
+    """Close rejected or expired events, at most 500 of them in this one transaction; return those that were.
+
+    With `code`, only while it is theirs.
+    """
+    parameters = {"ids": list(event_ids), "reason": reason, "code": code}
     with transaction(connection):
-        rows = connection.execute(query("ledger_admin", "waive"), {"ids": list(event_ids), "reason": reason}).fetchall()
+        rows = connection.execute(query("ledger_admin", "waive"), parameters).fetchall()
     return [row[0] for row in rows]

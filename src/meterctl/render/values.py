@@ -12,14 +12,19 @@ def iso(instant: datetime | None) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Return a value as a table shows it; "-" for none."""
+    """Return a value as a table shows it: on one line, without control characters; "-" for none."""
     if value is None:
         return "-"
     if isinstance(value, datetime):
         return iso(value) or "-"
     if isinstance(value, Decimal):
         return formatted(value)
-    return str(value)
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Return text of the application's (ids, subjects) so that it cannot steer a terminal or break a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def jsonable(value: object) -> object:

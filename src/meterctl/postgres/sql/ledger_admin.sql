@@ -7,13 +7,56 @@ WHERE {filters}
 ORDER BY event.id DESC
 LIMIT %(limit)s
 
--- name: lock_rejected
--- Two operators at once: the second waits here, then finds the events no longer rejected.
-SELECT id, meter, identifier, source_row_id, error_code
+-- name: groups
+-- What a selection holds, by meter, state and code: ids instead of events, so that a million of them still fits.
+WITH chosen AS MATERIALIZED (
+    SELECT event.id, event.meter, event.state, event.quantity, event.customer,
+           CASE WHEN event.state = 'expired' THEN 'expired' ELSE event.error_code END AS code
+    FROM meterctl.meter_events AS event
+    WHERE {filters}
+)
+SELECT meter, state, code, coalesce(sum(quantity), 0) AS units, array_agg(id ORDER BY id) AS ids,
+       (SELECT count(DISTINCT customer) FROM chosen) AS customer_count
+FROM chosen
+GROUP BY meter, state, code
+ORDER BY count(*) DESC, meter, state, code
+
+-- name: existing
+SELECT id FROM meterctl.meter_events WHERE id = ANY (%(ids)s::numeric[]::bigint[])
+
+-- name: chains
+-- All events of one usage row that replaced one another, for each event asked for, in the order they were issued.
+WITH RECURSIVE link AS (
+    SELECT event.id AS asked, event.id FROM meterctl.meter_events AS event WHERE event.id = ANY (%(ids)s)
+    UNION
+    SELECT link.asked, neighbour.id
+    FROM link JOIN meterctl.meter_events AS event USING (id)
+    CROSS JOIN LATERAL (
+        SELECT event.replaces AS id WHERE event.replaces IS NOT NULL
+        UNION ALL
+        SELECT successor.id FROM meterctl.meter_events AS successor WHERE successor.replaces = event.id
+    ) AS neighbour
+)
+SELECT link.asked, event.id, event.identifier, event.state
+FROM link JOIN meterctl.meter_events AS event USING (id)
+ORDER BY link.asked, event.id
+
+-- name: rejected
+-- {lock}: FOR UPDATE. Two operators at once: the second waits here, then finds the events no longer rejected, or (a
+-- local rejection that was mended and sent meanwhile) rejected for another reason than the one that was shown.
+SELECT id, meter, identifier, source_row_id, occurred_at, error_code
 FROM meterctl.meter_events
-WHERE id = ANY (%(ids)s) AND state = 'rejected'
+WHERE id = ANY (%(ids)s) AND state = 'rejected' AND error_code = coalesce(%(code)s, error_code)
 ORDER BY id
-FOR UPDATE
+{lock}
+
+-- name: recode
+-- A local rejection that has another cause by now says so.
+UPDATE meterctl.meter_events AS event
+SET error_code = fresh.code, error_message = fresh.message
+FROM unnest(%(ids)s::bigint[], %(codes)s::text[], %(messages)s::text[]) AS fresh (id, code, message)
+WHERE event.id = fresh.id AND event.state = 'rejected' AND event.error_code LIKE 'local:%%'
+  AND event.error_code <> fresh.code
 
 -- name: taken
 SELECT identifier FROM meterctl.meter_events WHERE identifier = ANY (%(identifiers)s)
@@ -53,4 +96,5 @@ JOIN meterctl.meter_events AS old ON old.id = fresh.id
 -- name: waive
 UPDATE meterctl.meter_events SET state = 'waived', closed_reason = %(reason)s
 WHERE id = ANY (%(ids)s) AND state IN ('rejected', 'expired')
+  AND (%(code)s::text IS NULL OR CASE WHEN state = 'expired' THEN 'expired' ELSE error_code END = %(code)s)
 RETURNING id

@@ -29,11 +29,16 @@ chosen AS (
     ORDER BY n, lookup, started DESC, customer IS NULL, tiebreak
 ),
 known AS (
-    SELECT page.n, event.id AS event_id, event.state AS event_state,
-           event.occurred_at IS DISTINCT FROM page.occurred_at AS is_another_row
-    FROM page
-    JOIN meterctl.meter_events AS event ON event.meter = %(meter)s AND event.source_row_id = page.row_id
-        AND event.state <> 'replaced'
+    -- LIMIT keeps this a probe for each row: before the ledger's first ANALYZE the planner takes it to be empty, and
+    -- would read all its events for every page.
+    SELECT page.n, event.event_id, event.event_state, event.is_another_row
+    FROM page CROSS JOIN LATERAL (
+        SELECT event.id AS event_id, event.state AS event_state,
+               event.occurred_at IS DISTINCT FROM page.occurred_at AS is_another_row
+        FROM meterctl.meter_events AS event
+        WHERE event.meter = %(meter)s AND event.source_row_id = page.row_id AND event.state <> 'replaced'
+        LIMIT 1
+    ) AS event
 ),
 prepared AS (
     SELECT page.n, page.id, page.row_id, page.occurred_at, page.quantity,
