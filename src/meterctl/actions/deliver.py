@@ -80,7 +80,8 @@ class Delivery:
         if self.dispatcher.outstanding:
             return TICK_S
         due_s = self.answers.retries.next_due_s()
-        if due_s is None or self._idle_customers or not self._scan_ended:
+        more_to_claim = self._fresh_max() > 0 and (self._idle_customers or not self._scan_ended)
+        if due_s is None or more_to_claim:
             return 0.0
         return min(1.0, max(0.0, due_s - self.host_clock.elapsed_s()))
 
