@@ -272,9 +272,7 @@ def test_a_file_that_cannot_be_read_is_named_with_whoever_named_it(tmp_path: Pat
     for file, environ, named_by in ((missing, {}, "-c"), (None, {"METERCTL_CONFIG": str(missing)}, "METERCTL_CONFIG")):
         with pytest.raises(ConfigurationError) as caught:
             load_settings(config_file=file, environ={**DATABASE, **environ}, flags={})
-        assert caught.value.problems == (
-            f"{missing}: no such file (named by {named_by}); check the path",
-        )
+        assert caught.value.problems == (f"{missing}: no such file (named by {named_by}); check the path",)
     with pytest.raises(ConfigurationError) as caught:
         load_settings(config_file=tmp_path, environ=DATABASE, flags={})
     assert caught.value.problems == (

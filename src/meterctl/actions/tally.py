@@ -17,7 +17,7 @@ HINTS = {
     "not_permitted": "check the key's permissions; the events stay due",
     "meter_unavailable": "create or reactivate the meter in Stripe; the events stay due",
     "row_reused": "the ledger has an event of another instant under this row's id: give the row an unused id",
-    "unknown_meter": "no configured meter has this event_name any more: restore it, or waive its events",
+    "unknown_meter": "no enabled meter has this event_name: restore it in the configuration; its events stay due",
 }
 """Problem → what to do next; other rejections are mended at their cause and retried."""
 

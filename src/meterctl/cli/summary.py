@@ -144,7 +144,7 @@ def _problems(
     problems = [(one.event_name, one.problem) for one in found if one.event_name in shown]
     for _, problem in problems:
         problem.hint = hint_for(problem.code)
-    configured = {meter.event_name for meter in settings.meters.values()}
+    configured = {meter.event_name for meter in settings.enabled_meters.values()}
     for figure in figures:
         if figure.late:
             hint = late_hint(figure.late_units)
