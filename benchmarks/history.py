@@ -19,20 +19,25 @@ REPORTED: LiteralString = """
         SELECT 'ws', 'user-' || (1 + n %% %(customers)s), 1 + n %% 5, at, at + interval '1 day'
         FROM (
             SELECT n, now() - interval '400 days' + n * (interval '399 days' / %(rows)s) AS at
-            FROM generate_series(%(first)s, %(last)s) AS n
+            FROM generate_series(%(first)s::bigint, %(last)s) AS n
         ) AS reported
         RETURNING *
     )
     INSERT INTO meterctl.meter_events (
         meter, event_name, identifier, customer, value, quantity, occurred_at, sent_timestamp, payload, subject,
-        source_row_id, state, attempt_count, answers_heard, last_attempt_at, accepted_at, settled_by, run_id, request_id,
-        collected_at, livemode, account)
+        source_row_id, state, attempt_count, answers_heard, last_attempt_at, accepted_at, settled_by, run_id,
+        request_id, collected_at, livemode, account)
     SELECT 'ai_suggestion', 'ai_suggestion', 'ws-' || user_id || '-' || id, 'cus_' || substr(user_id, 6), quantity,
            quantity, created_at, date_trunc('second', created_at),
            jsonb_build_object('stripe_customer_id', 'cus_' || substr(user_id, 6), 'value', quantity::text), user_id,
            id, 'accepted', 1, 1, stripe_reported_at, stripe_reported_at, 'answer', 1, 'req_' || id,
            stripe_reported_at, false, 'acct_sandboxexample'
     FROM usage
+"""
+
+OTHERS: LiteralString = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
 
 
@@ -85,8 +90,10 @@ def one_run(scene: Scene, unreported: int) -> tuple[float, float]:
 
 
 def active_ms(scene: Scene) -> float:
-    """Return how long sessions of the database have worked so far; a session tells when it ends."""
+    """Return how long sessions of the database have worked so far, when all have ended: that is when they tell."""
     with scene.connect() as connection:
+        while connection.execute(OTHERS).fetchone() != (0,):
+            time.sleep(0.01)
         row = connection.execute(
             "SELECT active_time FROM pg_stat_database WHERE datname = current_database()"
         ).fetchone()

@@ -5,13 +5,15 @@ SIGTERM, as systemd would.
 """
 
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from _scene import Scene, captured, contents, flags, open_scene, print_method, print_table, print_verdict
+
+if TYPE_CHECKING:
+    import subprocess
 
 TARGET_MB = 120.0
 TARGET_RATIO = 1.1

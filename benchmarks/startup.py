@@ -67,10 +67,8 @@ def show_imports(scene: Scene) -> int:
         seen = [(int(total), int(own), name) for own, total, _, name in _IMPORT.findall(told)]
         print(f"meterctl {' '.join(words)}: {len(seen)} modules, {sum(own for _, own, _ in seen) / 1000:.0f} ms")
         dearest = sorted(seen, reverse=True)[:IMPORTS_SHOWN]
-        print_table(
-            ("module", "ms with its own", "ms alone"),
-            [(m, f"{t / 1000:.1f}", f"{o / 1000:.1f}") for t, o, m in dearest],
-        )
+        rows = [(module, f"{total / 1000:.1f}", f"{own / 1000:.1f}") for total, own, module in dearest]
+        print_table(("module", "ms with its own", "ms alone"), rows)
         print()
     return 0
 
