@@ -128,10 +128,12 @@ def assert_is_a_doubt(outcome: Outcome) -> None:
     assert (outcome.kind, outcome.heard, outcome.code) == (OutcomeKind.UNKNOWN, False, "no_answer")
 
 
-def _closed_at_once(_: socket.socket) -> None: ...
+def _closed_at_once(connection: socket.socket) -> None:
+    connection.recv(1, socket.MSG_PEEK)  # the connection stands and the request is on its way, or nothing is shown
 
 
 def _reset_at_once(connection: socket.socket) -> None:
+    connection.recv(1, socket.MSG_PEEK)  # as above
     reset(connection)
 
 

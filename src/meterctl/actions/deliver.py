@@ -17,7 +17,7 @@ from meterctl.errors import ExitCode, UnavailableError
 from meterctl.ports import Claimed, ClaimRequest, Dispatcher, Lock, MeterLedger, StopRequest
 
 TICK_S = 0.03
-"""How long answers are gathered before they are recorded together."""
+"""How long a tick waits for the first answer; whatever else is in by then is recorded with it."""
 
 IN_FLIGHT_MAX = 128
 """Calls at a time. The token bucket is the real limit."""
