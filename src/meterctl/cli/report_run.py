@@ -25,6 +25,7 @@ from meterctl.postgres.ledger import PostgresMeterLedger
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.runs import claim_ledger, finish_run, require_owner, run_label, start_run
+from meterctl.render.progress import delivery_progress
 from meterctl.render.report import ReportDocument, show_plan, show_report
 from meterctl.settings.meters import RowsMeter
 from meterctl.stripe_api.account import account_id, answered_livemode
@@ -112,7 +113,10 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> Repor
                 dispatcher=_dispatchers(client, settings, host_clock),
                 stop=stop,
             )
-            with recorded_if_it_fails(connection, run_id, clock):
+            with (
+                recorded_if_it_fails(connection, run_id, clock),
+                delivery_progress(wanted=not asked.quiet) as report.progress,
+            ):
                 result = report.run(_jobs(connection, settings, keys, owner, run_id, asked))
         finish_run(connection, run_id, result.exit_code, result.totals.figures(), clock.now())
     return ReportDocument(
