@@ -12,10 +12,10 @@ from meterctl.core.state import Transition
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageKey:
-    """Where a page of rows ended: go on behind it."""
+    """Where a page of rows ended: go on behind it. Without `row_id`: before the first row that has no time."""
 
     occurred_at: datetime | None
-    row_id: str
+    row_id: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ LOCAL_PROBLEMS = {
     "local:no_identifier": "lacks a column of its identifier",
     "local:ambiguous_customer": "has two subscriptions equally new that name different customers",
     "local:no_customer_id": "has a subscription without a Stripe customer id",
+    "local:customer_id_too_long": "has a subscription whose Stripe customer id is longer than 100 characters",
     "local:value_missing": "has no quantity",
     "local:value_not_a_number": "has the quantity NaN",
     "local:value_infinite": "has an infinite quantity",

@@ -85,12 +85,12 @@ class PostgresRows:
             return PageKey(occurred_at=page["last_occurred_at"], row_id=page["last_id"])
         dated = after is None or after.occurred_at is not None
         if dated and self._table.columns[self._meter.occurred_at].nullable:
-            return PageKey(occurred_at=None, row_id="")
+            return PageKey(occurred_at=None, row_id=None)
         return None
 
     def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
         """Return what collecting and delivering everything would do, in a transaction PostgreSQL holds READ ONLY."""
-        keys = [None, PageKey(occurred_at=None, row_id="")] if self._has_undated() else [None]
+        keys = [None, PageKey(occurred_at=None, row_id=None)] if self._has_undated() else [None]
         return [kind for key in keys for kind in self._preview(window, key, doubt_horizon)]
 
     def _has_undated(self) -> bool:
@@ -134,7 +134,7 @@ class PostgresRows:
         """Stamp the rows that are neither stamped nor locked, within the caller's transaction; return how many."""
         cursor = self._connection.execute(
             self._sql.compose(query("rows", "stamp"), id_type=sql.SQL(self._sql.id_type)),
-            {"row_ids": list(row_ids), "now": now},
+            {"row_ids": list(row_ids), "now": now, "meter": self._key},
         )
         return cursor.rowcount
 

@@ -72,7 +72,7 @@ class RowsSql:
         conditions: list[LiteralString] = ["u.{reported_at} IS NULL"]
         if after is not None and after.occurred_at is None:
             conditions += ["u.{occurred_at} IS NULL"]
-            conditions += ["u.{id} > %(after_id)s::{id_type}"] if after.row_id else []
+            conditions += ["u.{id} > %(after_id)s::{id_type}"] if after.row_id is not None else []
         else:
             conditions += [
                 "u.{occurred_at} BETWEEN %(since)s AND %(until)s",

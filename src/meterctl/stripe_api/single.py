@@ -22,6 +22,9 @@ ALREADY_EXISTS = "already exists with identifier"
 METER_MISSING = "No active meter found"
 METER_MISSING_CODES = frozenset({"no_meter", "archived_meter"})
 
+MESSAGE_LENGTH_MAX = 1_000
+"""Characters of an answer's text that the ledger keeps."""
+
 MESSAGE_CODES = {
     "cannot be more than 35 days in past": "timestamp_too_far_in_past",
     "No such customer": "customer_not_found",
@@ -55,7 +58,10 @@ class SingleEvents:
             return _refused(error, event)
         except Exception as error:  # noqa: BLE001 -- whatever breaks after the call began leaves its fate unknown
             return Outcome(kind=OutcomeKind.UNKNOWN, code="client_error", message=f"{type(error).__name__}: {error}")
-        return _accepted(answer, event)
+        try:
+            return _accepted(answer, event)
+        except Exception:  # noqa: BLE001 -- anybody between us and Stripe can say 200, with any JSON
+            return Outcome(kind=OutcomeKind.UNKNOWN, heard=True, code="foreign_answer", message="not a meter event")
 
 
 def _header_safe(key: str) -> str:
@@ -94,7 +100,7 @@ def _refused(error: stripe.StripeError, event: MeterEvent) -> Outcome:
     body = error.json_body if isinstance(error.json_body, Mapping) else {}
     details = body.get("error")
     details = details if isinstance(details, Mapping) else {}
-    message = str(details.get("message") or error.user_message or f"HTTP {error.http_status}")
+    message = _storable(details.get("message") or error.user_message or f"HTTP {error.http_status}")
     return Outcome(
         kind=_kind(error.http_status, details, message, event.identifier),
         heard=error.http_status is not None,
@@ -123,7 +129,12 @@ def _kind(status: int | None, details: Mapping[str, Any], message: str, identifi
 
 def _code(status: int | None, details: Mapping[str, Any], message: str) -> str:
     known = next((code for words, code in MESSAGE_CODES.items() if words in message), None)
-    return str(details.get("code") or known or details.get("type") or f"http_{status}")
+    return _storable(details.get("code") or known or details.get("type") or f"http_{status}")
+
+
+def _storable(text: object) -> str:
+    """Return a text as PostgreSQL can hold it for each event: no NUL, no half characters, not a proxy's whole page."""
+    return str(text).replace("\0", "").encode("utf-8", "replace").decode("utf-8")[:MESSAGE_LENGTH_MAX]
 
 
 def _date(headers: Mapping[str, str] | None) -> datetime | None:

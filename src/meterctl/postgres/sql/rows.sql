@@ -62,6 +62,7 @@ judged AS (
                WHEN identifier IS NULL THEN 'local:no_identifier'
                WHEN ambiguous THEN 'local:ambiguous_customer'
                WHEN customer IS NULL THEN 'local:no_customer_id'
+               WHEN length(customer) > 100 THEN 'local:customer_id_too_long'
                WHEN value IS NULL THEN 'local:value_missing'
                WHEN value = 'NaN' THEN 'local:value_not_a_number'
                WHEN value IN ('Infinity', '-Infinity') THEN 'local:value_infinite'
@@ -85,7 +86,7 @@ judged AS (
 )
 SELECT judged.n, judged.row_id, judged.occurred_at, judged.subject, judged.customer, judged.period_end,
        judged.event_id, judged.event_state, judged.is_another_row, judged.code,
-       CASE WHEN judged.code = 'local:identifier_collision' THEN NULL ELSE identifier END AS identifier,
+       CASE WHEN identifier_taken THEN NULL ELSE identifier END AS identifier,
        CASE WHEN value IN ('NaN', 'Infinity', '-Infinity') THEN NULL ELSE value END AS value,
        CASE WHEN value IN ('NaN', 'Infinity', '-Infinity') THEN NULL ELSE quantity END AS quantity,
        date_trunc('second', occurred_at) AS sent_timestamp,
@@ -184,12 +185,17 @@ WHERE {page_filter} AND NOT EXISTS (
     WHERE event.meter = %(meter)s AND event.source_row_id = u.{id}::text AND event.state <> 'replaced')
 
 -- name: stamp
--- Locked rows are left for a later transaction: the ledger decides, the stamp is only its cache.
+-- Locked rows are left for a later transaction: the ledger decides, the stamp is only its cache. Only the very row that
+-- was billed is stamped, not another that came to have its id.
 UPDATE {table} AS u SET {reported_at} = %(now)s
 FROM (
-    SELECT {id} AS id FROM {table}
-    WHERE {id} = ANY (%(row_ids)s::text[]::{id_type}[]) AND {reported_at} IS NULL
-    ORDER BY {id}
-    FOR NO KEY UPDATE SKIP LOCKED
+    SELECT t.{id} AS id, t.{occurred_at} AS occurred_at FROM {table} AS t
+    WHERE t.{id} = ANY (%(row_ids)s::text[]::{id_type}[]) AND t.{reported_at} IS NULL
+      AND EXISTS (
+          SELECT FROM meterctl.meter_events AS event
+          WHERE event.meter = %(meter)s AND event.source_row_id = t.{id}::text AND event.state = 'accepted'
+            AND event.occurred_at = t.{occurred_at})
+    ORDER BY t.{id}
+    FOR NO KEY UPDATE OF t SKIP LOCKED
 ) AS free
-WHERE u.{id} = free.id
+WHERE u.{id} = free.id AND u.{occurred_at} = free.occurred_at
