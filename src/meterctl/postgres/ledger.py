@@ -18,6 +18,9 @@ from meterctl.postgres.queries import query
 
 Stamp = Callable[[Sequence[str]], int]
 
+TEXT_LENGTH_MAX = 1_000
+"""Characters of an answer's text that the ledger keeps for each event."""
+
 LOST_RACE = (pg.UniqueViolation, pg.DeadlockDetected, pg.LockNotAvailable)
 """Another run claimed one of these lanes at the same time. Its claim stands; ours is asked for again."""
 
@@ -168,10 +171,17 @@ def _columns(answers: Sequence[tuple[Heard, Transition]]) -> dict[str, Any]:
         "settled_bys": [t.settled_by.value if t.settled_by else None for t in after],
         "accepted_ats": [t.accepted_at for t in after],
         "lates": [t.late for t in after],
-        "error_codes": [t.error_code for t in after],
-        "error_messages": [t.error_message for t in after],
-        "request_ids": [t.request_id for t in after],
+        "error_codes": [_storable(t.error_code) for t in after],
+        "error_messages": [_storable(t.error_message) for t in after],
+        "request_ids": [_storable(t.request_id) for t in after],
     }
+
+
+def _storable(text: str | None) -> str | None:
+    """Return an answer's text as PostgreSQL can hold it: no NUL, no half characters, not a proxy's whole page."""
+    if text is None:
+        return None
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")[:TEXT_LENGTH_MAX]
 
 
 def _claim(row: Mapping[str, Any], run_id: int) -> Claim:

@@ -37,7 +37,10 @@ def _unknown_lookups(key: str, meter: MeterSettings, lookups: set[str]) -> Itera
 
 def _shared_stamps(one_key: str, one: RowsMeter, key: str, meter: RowsMeter) -> Iterator[Fault]:
     """A row stamped for one meter is done for every meter that reads the same stamp."""
-    same_stamp = (one.table, one.reported_at) == (meter.table, meter.reported_at)
+    same_table = one.table_parts[-1] == meter.table_parts[-1] and (
+        one.table == meter.table or min(len(one.table_parts), len(meter.table_parts)) == 1
+    )
+    same_stamp = same_table and one.reported_at == meter.reported_at
     if same_stamp and (one.where is None or meter.where is None or one.where == meter.where):
         yield (
             dotted(("meters", key, "reported_at")),

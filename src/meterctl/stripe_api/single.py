@@ -22,9 +22,6 @@ ALREADY_EXISTS = "already exists with identifier"
 METER_MISSING = "No active meter found"
 METER_MISSING_CODES = frozenset({"no_meter", "archived_meter"})
 
-MESSAGE_LENGTH_MAX = 1_000
-"""Characters of an answer's text that the ledger keeps."""
-
 MESSAGE_CODES = {
     "cannot be more than 35 days in past": "timestamp_too_far_in_past",
     "No such customer": "customer_not_found",
@@ -81,7 +78,7 @@ def _accepted(answer: stripe.billing.MeterEvent, event: MeterEvent) -> Outcome:
         message=None if about_ours else "the answer is not about this event",
         request_id=response.request_id,
         stripe_date=_date(response.headers),
-        livemode=answer.livemode if about_ours else None,
+        livemode=getattr(answer, "livemode", None) if about_ours else None,
     )
 
 
@@ -100,7 +97,7 @@ def _refused(error: stripe.StripeError, event: MeterEvent) -> Outcome:
     body = error.json_body if isinstance(error.json_body, Mapping) else {}
     details = body.get("error")
     details = details if isinstance(details, Mapping) else {}
-    message = _storable(details.get("message") or error.user_message or f"HTTP {error.http_status}")
+    message = str(details.get("message") or error.user_message or f"HTTP {error.http_status}")
     return Outcome(
         kind=_kind(error.http_status, details, message, event.identifier),
         heard=error.http_status is not None,
@@ -129,12 +126,7 @@ def _kind(status: int | None, details: Mapping[str, Any], message: str, identifi
 
 def _code(status: int | None, details: Mapping[str, Any], message: str) -> str:
     known = next((code for words, code in MESSAGE_CODES.items() if words in message), None)
-    return _storable(details.get("code") or known or details.get("type") or f"http_{status}")
-
-
-def _storable(text: object) -> str:
-    """Return a text as PostgreSQL can hold it for each event: no NUL, no half characters, not a proxy's whole page."""
-    return str(text).replace("\0", "").encode("utf-8", "replace").decode("utf-8")[:MESSAGE_LENGTH_MAX]
+    return str(details.get("code") or known or details.get("type") or f"http_{status}")
 
 
 def _date(headers: Mapping[str, str] | None) -> datetime | None:
