@@ -20,7 +20,7 @@ from meterctl.core.model import Claim
 from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import SerialDispatcher
 from meterctl.ports import Dispatcher, MeterEvents, StopRequest
-from meterctl.postgres.ledger import PostgresMeterLedger
+from meterctl.postgres.ledger import PostgresMeterLedger, undeliverable
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.runs import claim_ledger, start_run
@@ -94,6 +94,9 @@ class World:
                     dispatcher=lambda: _serial(events, self.time, self.run_after_claim),
                     stop=self.stop,
                     jitter=lambda: 0.5,
+                    undeliverable=lambda: undeliverable(
+                        connection, [one.event_name for one in settings.enabled_meters.values()]
+                    ),
                 )
                 return report.run({"ai_suggestion": lambda: self.job(settings, connection, owner, run_id)})
 

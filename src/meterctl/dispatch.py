@@ -5,7 +5,7 @@ Both look at the claim's age last, right before the call: a machine that slept b
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -27,12 +27,15 @@ class _Job:
 class _Caller:
     """One attempt: wait for a token, look at the claim's age, call."""
 
-    def __init__(self, events: MeterEvents, bucket: TokenBucket, host_clock: HostClock) -> None:
+    def __init__(
+        self, events: MeterEvents, bucket: TokenBucket, host_clock: HostClock, sleep: Callable[[float], object]
+    ) -> None:
         self._events = events
+        self._sleep = sleep
         self._bucket = bucket
         self._bucket_lock = threading.Lock()
         self._host_clock = host_clock
-        self.stopped = threading.Event()
+        self.stopped = False
 
     def attempt(self, job: _Job) -> Heard:
         outcome = self._paced(job)
@@ -45,8 +48,8 @@ class _Caller:
         with self._bucket_lock:
             wait_s = self._bucket.reserve(self._host_clock.elapsed_s())
         if wait_s > 0:
-            self._host_clock.sleep(wait_s)
-        if self.stopped.is_set():
+            self._sleep(wait_s)
+        if self.stopped:
             return not_sent("the run is ending")
         if self._age_s(job) > CLAIM_AGE_MAX.total_seconds():
             return not_sent("the claim was too old to act on")
@@ -66,7 +69,7 @@ class SerialDispatcher:
     """One claim after another, in order, in the caller's thread."""
 
     def __init__(self, events: MeterEvents, bucket: TokenBucket, host_clock: HostClock) -> None:
-        self._caller = _Caller(events, bucket, host_clock)
+        self._caller = _Caller(events, bucket, host_clock, host_clock.sleep)
         self._host_clock = host_clock
         self._jobs: deque[_Job] = deque()
 
@@ -88,7 +91,7 @@ class SerialDispatcher:
 
     def cancel_queued(self) -> None:
         """Send nothing more."""
-        self._caller.stopped.set()
+        self._caller.stopped = True
 
     def close(self) -> None:
         """Nothing to free."""
@@ -98,7 +101,8 @@ class ThreadedDispatcher:
     """Up to `in_flight_max` calls at a time. Threads start as they are needed and end with `close`."""
 
     def __init__(self, events: MeterEvents, bucket: TokenBucket, host_clock: HostClock, *, in_flight_max: int) -> None:
-        self._caller = _Caller(events, bucket, host_clock)
+        self._stopping = threading.Event()
+        self._caller = _Caller(events, bucket, host_clock, self._stopping.wait)
         self._in_flight_max = in_flight_max
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._done: SimpleQueue[Heard | BaseException] = SimpleQueue()
@@ -143,11 +147,12 @@ class ThreadedDispatcher:
         return results
 
     def cancel_queued(self) -> None:
-        """Send nothing more: queued claims come back as not sent."""
-        self._caller.stopped.set()
+        """Send nothing more: queued claims come back as not sent, those that wait for their turn included."""
+        self._caller.stopped = True
+        self._stopping.set()
 
     def close(self) -> None:
         """End the threads; those still in a call are daemons and do not hold up the process."""
-        self._caller.stopped.set()
+        self.cancel_queued()
         for _ in self._threads:
             self._jobs.put(None)

@@ -20,7 +20,7 @@ class PageKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KindCount:
-    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped or held; `code` a `local:` code."""
+    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped, held or conflict."""
 
     outcome: str
     code: str | None
@@ -29,6 +29,11 @@ class KindCount:
     sample_ids: tuple[str, ...] = ()
     customer_count: int = 0
     oldest: datetime | None = None
+
+    @property
+    def problem_code(self) -> str:
+        """What a person reads: the code, or where an expiry has Stripe's name for it, still `expired`."""
+        return self.outcome if self.outcome == "expired" else self.code or self.outcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +59,10 @@ class RowWindow:
 class RowSource(Protocol):
     """Usage rows of one meter."""
 
-    def collect(self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime) -> Page:
-        """Turn the next page of rows into ledger events, in one transaction."""
+    def collect(
+        self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime, room: int | None = None
+    ) -> Page:
+        """Turn the next page of rows into ledger events, at most `room` of them to be sent, in one transaction."""
         ...
 
     def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
@@ -71,7 +78,8 @@ class RowSource(Protocol):
 class ClaimRequest:
     """What to claim: events by id that wait for another attempt, then at most `fresh_max` this run has not tried.
 
-    Those come one per lane, from the lanes of `customers` and of the next `scan_max` lanes behind `after_customer`.
+    Those come one per lane: from the lanes of `customers`, then from as many as it takes of the next `scan_max` lanes
+    behind `after_customer`.
     """
 
     fresh_max: int
@@ -87,7 +95,7 @@ class ClaimRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claimed:
-    """Claims granted, and the lane at which the scan stopped.
+    """Claims granted, and the lane that the scan reached.
 
     `lost_race`: another run claimed a lane at the same time, so nothing was granted this time.
     """
@@ -105,6 +113,15 @@ class OpenCounts:
     held_count: int
     held_ids: tuple[str, ...]
     untried_count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Undeliverable:
+    """Open events of an event_name that no enabled meter has."""
+
+    event_name: str
+    event_count: int
+    sample_ids: tuple[str, ...]
 
 
 class MeterLedger(Protocol):
@@ -128,8 +145,12 @@ class MeterLedger(Protocol):
         """Record answers, stamp accepted rows and claim what is next: one transaction."""
         ...
 
-    def count_deliverable(self, limit: int, *, doubt_horizon: datetime) -> int:
-        """Return how many events wait to be delivered, counting no further than `limit`."""
+    def untold(self) -> list[KindCount]:
+        """Return what runs rejected or let expire that did not live to say so."""
+        ...
+
+    def tell(self) -> None:
+        """Note that everything rejected or expired so far has been told."""
         ...
 
     def count_open(self, *, doubt_horizon: datetime) -> OpenCounts:

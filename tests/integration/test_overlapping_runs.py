@@ -76,6 +76,7 @@ def one_run(world: World) -> ReportResult:
             dispatcher=dispatcher,
             stop=StopRequest(),
             jitter=lambda: 0.0,
+            undeliverable=lambda: (),
         )
         return report.run({"ai_suggestion": lambda: world.job(settings, connection, owner, run_id)})
 

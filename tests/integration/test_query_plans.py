@@ -179,7 +179,7 @@ def test_a_page_of_rows_before_the_ledgers_first_analyze(
     connection.execute("DELETE FROM pg_statistic WHERE starelid = 'meterctl.meter_events'::regclass")
     source.collect(row_window(NOW, recent=None), None, batch_size=100, now=NOW)
     probes = [n for n in nodes(Explaining.plans[-1]) if n.get("Index Name") == "one_live_event_per_row"]
-    assert [probe["Node Type"] for probe in probes] == ["Index Scan"]
+    assert len(probes) == 1
     assert "source_row_id" in probes[0]["Index Cond"]
 
 
@@ -220,8 +220,9 @@ def test_record_and_stamp(ledger: PostgresMeterLedger) -> None:
 def test_what_a_run_asks_before_and_after(ledger: PostgresMeterLedger) -> None:
     ledger.take_over()
     ledger.expire(expired_before=NOW - PAST_LIMIT)
-    ledger.count_deliverable(500, doubt_horizon=NOW - RESEND_LIMIT)
+    ledger.untold()
+    ledger.tell()
     ledger.count_open(doubt_horizon=NOW - RESEND_LIMIT)
-    assert len(Explaining.plans) == 4
+    assert len(Explaining.plans) == 5
     for plan in Explaining.plans:
         assert not any("Seq Scan" in ways for ways in accesses([plan]).values()), plan

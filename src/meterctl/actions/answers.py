@@ -6,8 +6,8 @@ from datetime import datetime
 from decimal import Decimal
 
 from meterctl.actions.tally import Tally
-from meterctl.core.model import CLOCK_DIFFERENCE_MAX, Heard, Outcome, OutcomeKind, SettledBy, State
-from meterctl.core.pacing import OutageWatch, RetryQueue
+from meterctl.core.model import Heard, Outcome, OutcomeKind, SettledBy, State, clocks_apart
+from meterctl.core.pacing import SILENCE_AGAIN_MAX_S, OutageWatch, RetryQueue
 from meterctl.core.state import Transition, may_retry
 from meterctl.errors import ExitCode
 from meterctl.logs import get_logger
@@ -17,11 +17,16 @@ log = get_logger()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stopped:
-    """Why claiming ended before the work did. `whole_run`: no other meter may start either."""
+    """Why claiming ended before the work did. `whole_run`: no other meter may start either.
+
+    `outage`: Stripe seemed away. One meter cannot tell that from a few customers whose events always fail, so the next
+    meter tries as well, with less patience, and if it meets the same the run ends.
+    """
 
     code: ExitCode
     reason: str
     whole_run: bool = True
+    outage: bool = False
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,29 +44,30 @@ class Answers:
     def note(self, one: Heard, after: Transition, *, now: datetime, now_s: float) -> None:
         """Take in one outcome and the transition it led to."""
         self._note_stripe(one.outcome, now)
-        moved_on = after.state in {State.ACCEPTED, State.REJECTED}
-        self._note_reach(one.outcome, now_s, success=moved_on)
-        if moved_on:
+        self._note_reach(one.outcome, now_s, success=after.moved_on)
+        if after.moved_on:
             self.retries.settled(one.claim.event.id)
             self._count(one, after)
         else:
             self._note_unfinished(one, now_s)
 
-    def stop(self, code: ExitCode, reason: str, *, whole_run: bool = True) -> None:
+    def stop_for_outage(self, verdict: str) -> None:
+        """Claim nothing more of this meter; of no other either, if this is the second that finds Stripe away."""
+        again = self.watch.silence_max_s == SILENCE_AGAIN_MAX_S
+        self.stop(ExitCode.UNAVAILABLE, f"Stripe is away: {verdict}", whole_run=again, outage=True)
+
+    def stop(self, code: ExitCode, reason: str, *, whole_run: bool = True, outage: bool = False) -> None:
         """Claim nothing more. The first reason stands."""
         if self.stopped is None:
-            self.stopped = Stopped(code=code, reason=reason, whole_run=whole_run)
+            self.stopped = Stopped(code=code, reason=reason, whole_run=whole_run, outage=outage)
             log.warning("delivery_stopped", reason=reason, exit_code=int(code))
 
     def _note_stripe(self, outcome: Outcome, now: datetime) -> None:
         """Stripe's clock and mode, which its answers carry, must be the ones we count on."""
         if outcome.stripe_date is not None:
             self.stripe_date = outcome.stripe_date
-            if abs(outcome.stripe_date - now) > CLOCK_DIFFERENCE_MAX:
-                self.stop(
-                    ExitCode.UNAVAILABLE,
-                    f"Stripe's clock ({outcome.stripe_date:%F %T}Z) and PostgreSQL's ({now:%F %T}Z) are > 5 min apart",
-                )
+            if (difference := clocks_apart(outcome.stripe_date, now)) is not None:
+                self.stop(ExitCode.UNAVAILABLE, difference)
         if outcome.livemode is not None and outcome.livemode is not self.livemode:
             self.stop(ExitCode.CONFIGURATION, "Stripe answered in another mode than the run was started for")
 

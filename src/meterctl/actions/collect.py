@@ -45,7 +45,8 @@ class Collection:
         """Collect until the rows, the room or the time is used up; what is left is counted as remaining."""
         key: PageKey | None = None
         while self._has_room() and self.may_go_on():
-            page = self.source.collect(self.window, key, batch_size=self._page_size(), now=self.clock.now())
+            now = self.clock.now()
+            page = self.source.collect(self.window, key, batch_size=self.batch_size, now=now, room=self.room)
             self._note(page)
             if page.next_key is None:
                 return
@@ -54,9 +55,6 @@ class Collection:
 
     def _has_room(self) -> bool:
         return self.room is None or self.room > 0
-
-    def _page_size(self) -> int:
-        return self.batch_size if self.room is None else min(self.batch_size, self.room)
 
     def _note(self, page: Page) -> None:
         if page.unstamped_row_ids:

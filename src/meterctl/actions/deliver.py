@@ -25,13 +25,19 @@ IN_FLIGHT_MAX = 128
 AHEAD_FACTOR = 2
 """Claims granted ahead of the calls in flight, so that a slow tick does not leave callers idle."""
 
+SCAN_MIN = 64
+"""Lanes looked through at a time even for a single claim: most may be held."""
+
 BUSY_WAIT_S = 1.0
 """How long an event waits whose lane was taken when its next attempt was due."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliveryLimits:
-    """What a run may do. `events_max` None: any number; `deadline_s` in the host clock's seconds."""
+    """What a run may do. `events_max`: how many events it may see accepted or rejected; None: any number.
+
+    `deadline_s` is in the host clock's seconds.
+    """
 
     deadline_s: float
     events_max: int | None
@@ -56,10 +62,10 @@ class Delivery:
     _after_customer: str = ""
     _scan_ended: bool = False
     _idle_customers: set[str] = field(default_factory=set)
-    _tried_count: int = 0
+    _moved_on_count: int = 0
 
     def run(self) -> int:
-        """Deliver what is due; return how many events were tried.
+        """Deliver what is due; return how many events were accepted or rejected.
 
         Raises only when the ledger fails; then the next run takes over what was sent.
         """
@@ -67,20 +73,20 @@ class Delivery:
             self._tick(self.dispatcher.heard(timeout_s=self._patience_s()))
             self.progress()
         self.answers.tally.failed += len(self.answers.retries)
-        return self._tried_count
+        return self._moved_on_count
 
     def _finished(self) -> bool:
         if self.dispatcher.outstanding:
             return False
         nothing_left = self._scan_ended and not self._idle_customers and not self.answers.retries
-        return self.answers.stopped is not None or nothing_left or (self._fresh_max() == 0 and not self.answers.retries)
+        return self.answers.stopped is not None or nothing_left or self._room() == 0
 
     def _patience_s(self) -> float:
         """Return how long to wait for answers: a tick, or where none can come until another attempt is due."""
         if self.dispatcher.outstanding:
             return TICK_S
         due_s = self.answers.retries.next_due_s()
-        more_to_claim = self._fresh_max() > 0 and (self._idle_customers or not self._scan_ended)
+        more_to_claim = len(self.answers.retries) < WAITING_MAX and (self._idle_customers or not self._scan_ended)
         if due_s is None or more_to_claim:
             return 0.0
         return min(1.0, max(0.0, due_s - self.host_clock.elapsed_s()))
@@ -90,6 +96,7 @@ class Delivery:
         advanced = [(one, self._advance(one, now)) for one in heard]
         for one, after in advanced:
             self.answers.note(one, after, now=now, now_s=self.host_clock.elapsed_s())
+            self._moved_on_count += after.moved_on
             if self.answers.retries.lane_may_go_on(one.claim.event.customer):
                 self._idle_customers.add(one.claim.event.customer)
         self._look_for_reasons_to_stop()
@@ -116,7 +123,7 @@ class Delivery:
         elif now_s >= self.limits.deadline_s:
             self.answers.stop(ExitCode.UNAVAILABLE, "the run's maximum duration is over")
         elif (verdict := self.answers.watch.verdict(now_s)) is not None:
-            self.answers.stop(ExitCode.UNAVAILABLE, f"Stripe is away: {verdict}")
+            self.answers.stop_for_outage(verdict)
         try:
             self.lock.keep()
         except UnavailableError as error:
@@ -129,15 +136,15 @@ class Delivery:
         if self.answers.stopped is not None:
             return None
         retry_ids = self.answers.retries.take_due(self.host_clock.elapsed_s(), self._room())
-        fresh_max = self._fresh_max()
-        customers = sorted(self._idle_customers)[:fresh_max]
-        scan_max = 0 if self._scan_ended else fresh_max - len(customers)
-        if not retry_ids and not customers and scan_max <= 0:
+        fresh_max = 0 if len(self.answers.retries) >= WAITING_MAX else self._room() - len(retry_ids)
+        customers = self._customers(fresh_max)
+        wanted = 0 if self._scan_ended else fresh_max - len(customers)
+        if not retry_ids and not customers and not wanted:
             return None
         return ClaimRequest(
             fresh_max=fresh_max,
             customers=tuple(customers),
-            scan_max=scan_max,
+            scan_max=max(wanted, SCAN_MIN) if wanted else 0,
             after_customer=self._after_customer,
             retry_ids=tuple(retry_ids),
             now=now,
@@ -146,23 +153,24 @@ class Delivery:
             expired_before=now - PAST_LIMIT,
         )
 
-    def _room(self) -> int:
-        return max(0, AHEAD_FACTOR * self.limits.in_flight_max - self.dispatcher.outstanding)
+    def _customers(self, fresh_max: int) -> list[str]:
+        """Return the idle lanes to go on with. Under a limit, lanes that had no turn yet come first."""
+        if self.limits.events_max is not None and not self._scan_ended:
+            return []
+        return sorted(self._idle_customers)[:fresh_max]
 
-    def _fresh_max(self) -> int:
-        """Return how many events that this run has not tried it may claim now."""
-        if len(self.answers.retries) >= WAITING_MAX:
-            return 0
-        if self.limits.events_max is None:
-            return self._room()
-        return max(0, min(self._room(), self.limits.events_max - self._tried_count))
+    def _room(self) -> int:
+        """Return how many events may be claimed now. Under a limit, one that waits for its retry leaves its place."""
+        ahead_max = AHEAD_FACTOR * self.limits.in_flight_max
+        if self.limits.events_max is not None:
+            ahead_max = min(ahead_max, self.limits.events_max - self._moved_on_count)
+        return max(0, ahead_max - self.dispatcher.outstanding)
 
     def _take(self, claimed: Claimed, request: ClaimRequest | None) -> None:
         """Note what was granted. A lost race is simply asked for again."""
         if request is None:
             return
         self._keep_waiting(request, claimed)
-        self._tried_count += sum(claim.event.id not in request.retry_ids for claim in claimed.claims)
         if claimed.lost_race:
             self.host_clock.sleep(TICK_S)
             return

@@ -13,12 +13,16 @@ from meterctl.actions.deliver import Delivery, DeliveryLimits
 from meterctl.actions.tally import Tally, summed
 from meterctl.clock import Clock, HostClock
 from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT
-from meterctl.core.pacing import OutageWatch
+from meterctl.core.pacing import SILENCE_AGAIN_MAX_S, SILENCE_MAX_S, OutageWatch
 from meterctl.errors import ExitCode
 from meterctl.logs import get_logger
-from meterctl.ports import Dispatcher, Lock, MeterLedger, RowSource, StopRequest
+from meterctl.ports import Dispatcher, Lock, MeterLedger, RowSource, StopRequest, Undeliverable
 
 log = get_logger()
+
+
+COLLECTING_SHARE = 0.5
+"""Part of the time left that a meter's collecting may take: what is in the ledger must also be delivered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +80,10 @@ class ReportResult:
 
 @dataclass(kw_only=True, slots=True)
 class Report:
-    """One run over several meters. Ports come in ready; `dispatcher` opens one for each meter."""
+    """One run over several meters. Ports come in ready; `dispatcher` opens one for each meter.
+
+    `undeliverable` finds the open events that no enabled meter, chosen for this run or not, would send.
+    """
 
     options: ReportOptions
     livemode: bool
@@ -86,30 +93,43 @@ class Report:
     locks: Locks
     dispatcher: Callable[[], AbstractContextManager[Dispatcher]]
     stop: StopRequest
+    undeliverable: Callable[[], Sequence[Undeliverable]]
     jitter: Callable[[], float] = random.random
     progress: Callable[[Tally], None] = lambda _: None
     result: ReportResult = field(default_factory=ReportResult)
     _deadline_s: float = field(init=False)
     _stopped: Stopped | None = None
-    _tried_count: int = 0
+    _moved_on_count: int = 0
 
     def __post_init__(self) -> None:
         self._deadline_s = self.host_clock.elapsed_s() + self.options.max_duration.total_seconds()
 
     def run(self, jobs: Mapping[str, Callable[[], MeterJob]]) -> ReportResult:
         """Work through the meters (event_name → how to open its job); a locked one leaves the others running."""
+        done: list[MeterJob] = []
         for event_name, open_job in jobs.items():
-            if self._stopped is not None or self.stop.requested:
+            if self.stop.requested or (self._stopped is not None and self._stopped.whole_run):
                 break
             if self._locked_out(event_name):
                 continue
-            tally = Tally(event_name=event_name)
+            job, tally = open_job(), Tally(event_name=event_name)
             self.result.tallies.append(tally)
-            self._meter(open_job(), tally)
-            self.result.codes += _codes(tally, limited=self.options.limit is not None)
+            self._meter(job, tally)
+            done.append(job)
+            self.result.codes += _codes(tally, limit_reached=self._events_left() == 0)
+        self._name_undeliverable()
+        for job in done:
+            job.ledger.tell()
         if self.stop.signal_number is not None:
             self.result.codes.append(ExitCode(128 + self.stop.signal_number))
         return self.result
+
+    def _name_undeliverable(self) -> None:
+        for stray in self.undeliverable():
+            tally = Tally(event_name=stray.event_name, remaining=stray.event_count)
+            tally.problem("unknown_meter", stray.sample_ids, count=stray.event_count)
+            self.result.tallies.append(tally)
+            self.result.codes.append(ExitCode.PROBLEMS)
 
     def _locked_out(self, event_name: str) -> bool:
         if self.locks.acquire(event_name, timeout_s=self.options.lock_timeout_s, stopping=lambda: self.stop.requested):
@@ -125,6 +145,8 @@ class Report:
         self._count_open(job, tally)
 
     def _put_in_order(self, job: MeterJob, tally: Tally) -> None:
+        for kind in job.ledger.untold():
+            tally.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
         taken_over = job.ledger.take_over()
         if taken_over:
             log.info("taken_over", event_name=job.event_name, events=taken_over)
@@ -134,32 +156,33 @@ class Report:
             tally.problem("expired", expired, count=len(expired))
 
     def _collect(self, job: MeterJob, tally: Tally) -> None:
-        now = self.clock.now()
-        room = self._events_left()
-        if room is not None:
-            room = max(0, room - job.ledger.count_deliverable(room, doubt_horizon=now - RESEND_LIMIT))
+        started_s = self.host_clock.elapsed_s()
+        collect_until_s = started_s + COLLECTING_SHARE * (self._deadline_s - started_s)
         Collection(
             source=job.source,
             ledger=job.ledger,
             clock=self.clock,
-            window=row_window(now, recent=self.options.recent, row_ids=self.options.row_ids),
+            window=row_window(self.clock.now(), recent=self.options.recent, row_ids=self.options.row_ids),
             batch_size=self.options.batch_size,
             tally=tally,
-            may_go_on=self._may_go_on,
-            room=room,
+            may_go_on=lambda: self._may_go_on(collect_until_s),
+            room=self._events_left(),
         ).run()
 
-    def _may_go_on(self) -> bool:
+    def _may_go_on(self, until_s: float) -> bool:
         self.locks.keep()
-        return not self.stop.requested and self.host_clock.elapsed_s() < self._deadline_s
+        return not self.stop.requested and self.host_clock.elapsed_s() < until_s
 
     def _events_left(self) -> int | None:
         if self.options.limit is None:
             return None
-        return self.options.limit - self._tried_count
+        return self.options.limit - self._moved_on_count
 
     def _deliver(self, job: MeterJob, tally: Tally) -> None:
-        watch = OutageWatch(started_s=self.host_clock.elapsed_s())
+        suspected = self._stopped is not None and self._stopped.outage
+        watch = OutageWatch(
+            started_s=self.host_clock.elapsed_s(), silence_max_s=SILENCE_AGAIN_MAX_S if suspected else SILENCE_MAX_S
+        )
         answers = Answers(tally=tally, livemode=self.livemode, watch=watch, jitter=self.jitter)
         limits = DeliveryLimits(
             deadline_s=self._deadline_s,
@@ -168,7 +191,7 @@ class Report:
             adopt_identifiers_until=job.adopt_identifiers_until,
         )
         with self.dispatcher() as dispatcher:
-            self._tried_count += Delivery(
+            self._moved_on_count += Delivery(
                 ledger=job.ledger,
                 dispatcher=dispatcher,
                 clock=self.clock,
@@ -182,7 +205,7 @@ class Report:
         if answers.stopped is not None:
             self.result.codes.append(answers.stopped.code)
             self.result.notes.append(f"{job.event_name}: {answers.stopped.reason}")
-            self._stopped = answers.stopped if answers.stopped.whole_run else None
+        self._stopped = answers.stopped
 
     def _count_open(self, job: MeterJob, tally: Tally) -> None:
         left = job.ledger.count_open(doubt_horizon=self.clock.now() - RESEND_LIMIT)
@@ -194,9 +217,9 @@ class Report:
             tally.note_late()
 
 
-def _codes(tally: Tally, *, limited: bool) -> Sequence[ExitCode]:
+def _codes(tally: Tally, *, limit_reached: bool) -> Sequence[ExitCode]:
     """Return what one meter's counts mean for the exit code; reasons to stop are added by who knows them."""
     codes = [ExitCode.PROBLEMS] if tally.problems else []
-    if tally.failed or (tally.remaining and not limited):
+    if tally.failed or (tally.remaining and not limit_reached):
         codes.append(ExitCode.UNAVAILABLE)
     return codes

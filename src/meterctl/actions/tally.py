@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from meterctl.core.model import Problem
-from meterctl.core.value import LOCAL_PREFIX, formatted
+from meterctl.core.value import formatted
 from meterctl.ports import KindCount
 
 SAMPLES_MAX = 5
@@ -20,6 +20,9 @@ HINTS = {
     "unknown_meter": "no enabled meter has this event_name: restore it in the configuration; its events stay due",
 }
 """Problem → what to do next; other rejections are mended at their cause and retried."""
+
+STANDING = frozenset({"held", "unknown_meter", "row_reused"})
+"""Problems that every run finds again while they last; the others are news to one run only."""
 
 LATE_HINT = "were accepted after their invoice was final: bill them by hand, and report more often (--recent 2d)"
 
@@ -63,15 +66,12 @@ class Tally:
         """Count what collecting found; pending events are counted when they are delivered."""
         if kind.outcome == "skipped":
             self.skipped += kind.event_count
-        elif kind.outcome == "rejected":
-            self.rejected += kind.event_count
-            self.problem(kind.code or LOCAL_PREFIX, kind.sample_ids, count=kind.event_count)
         elif kind.outcome == "expired":
             self.expired += kind.event_count
-            self.problem("expired", kind.sample_ids, count=kind.event_count)
-        elif kind.outcome == "conflict":
+            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
+        elif kind.outcome in {"rejected", "conflict"}:
             self.rejected += kind.event_count
-            self.problem(kind.code or "conflict", kind.sample_ids, count=kind.event_count)
+            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
 
     def problem(self, code: str, sample_ids: Iterable[str], *, count: int = 1) -> None:
         """Note something for a person."""

@@ -13,22 +13,23 @@ from meterctl.actions.report import MeterJob, Report
 from meterctl.actions.tally import summed
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
+from meterctl.core.model import clocks_apart
 from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import ThreadedDispatcher
-from meterctl.errors import ConfigurationError, ExitCode, MeterctlError
+from meterctl.errors import ConfigurationError, ExitCode, MeterctlError, UnavailableError
 from meterctl.logs import get_logger
 from meterctl.ports import Dispatcher, StopRequest
 from meterctl.postgres.check import require_fit
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection
-from meterctl.postgres.ledger import PostgresMeterLedger
+from meterctl.postgres.ledger import PostgresMeterLedger, undeliverable
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.runs import claim_ledger, finish_run, require_owner, run_label, start_run
 from meterctl.render.progress import delivery_progress
 from meterctl.render.report import ReportDocument, show_plan, show_report
 from meterctl.settings.meters import RowsMeter
-from meterctl.stripe_api.account import account_id, answered_livemode
+from meterctl.stripe_api.account import answered_livemode, key_account
 from meterctl.stripe_api.client import StripeClient, stripe_client
 from meterctl.stripe_api.single import SingleEvents
 
@@ -95,9 +96,9 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> Repor
     with open_database(settings) as connection, stop_on_signals() as stop:
         require_fit(connection, settings, keys)
         client = stripe_client(settings.stripe, connections_max=CONNECTIONS_MAX)
-        owner = _owner(client, settings)
-        require_owner(connection, owner)
         clock = PostgresClock(connection, host_clock)
+        owner = _owner(client, settings, clock)
+        require_owner(connection, owner)
         claim_ledger(connection, owner, clock.now())
         run_id = start_run(connection, asked.command, owner, clock.now())
         with MeterLocks(
@@ -112,6 +113,7 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> Repor
                 locks=locks,
                 dispatcher=_dispatchers(client, settings, host_clock),
                 stop=stop,
+                undeliverable=lambda: undeliverable(connection, _event_names(settings)),
             )
             with (
                 recorded_if_it_fails(connection, run_id, clock),
@@ -143,16 +145,19 @@ def recorded_if_it_fails(connection: Connection, run_id: int, clock: PostgresClo
         raise
 
 
-def _owner(client: StripeClient, settings: "Settings") -> LedgerOwner:
+def _owner(client: StripeClient, settings: "Settings", clock: PostgresClock) -> LedgerOwner:
+    """Return whose ledger it must be. Stripe's first answer also tells the time: a doubt must not look too young."""
     livemode = settings.stripe.mode == "live"
-    account = account_id(client, settings.stripe)
+    account = key_account(client, settings.stripe)
+    if account.stripe_date is not None and (difference := clocks_apart(account.stripe_date, clock.now())) is not None:
+        raise UnavailableError(difference, hint="set the clock that is wrong; nothing is lost; run again")
     answered = answered_livemode(client)
     if answered is not None and answered is not livemode:
         raise ConfigurationError(
             f"Stripe answers in {'live' if answered else 'test'} mode, the run was started for {settings.stripe.mode}",
             hint="check the key and the address of Stripe",
         )
-    return LedgerOwner(account=account, livemode=livemode)
+    return LedgerOwner(account=account.id, livemode=livemode)
 
 
 def _jobs(
@@ -188,6 +193,10 @@ def _job(
         ledger=ledger,
         adopt_identifiers_until=meter.adopt_identifiers_until,
     )
+
+
+def _event_names(settings: "Settings") -> list[str]:
+    return [meter.event_name for meter in settings.enabled_meters.values()]
 
 
 def rows_meter(settings: "Settings", key: str) -> RowsMeter:

@@ -23,6 +23,13 @@ CLOCK_DIFFERENCE_MAX = timedelta(minutes=5)
 """Beyond this, Stripe's clock and PostgreSQL's disagree and no decision that rests on time may be taken."""
 
 
+def clocks_apart(stripe_date: datetime, now: datetime) -> str | None:
+    """Given Stripe's and PostgreSQL's instants, return what to say if they differ too much to decide by, or None."""
+    if abs(stripe_date - now) <= CLOCK_DIFFERENCE_MAX:
+        return None
+    return f"Stripe's clock ({stripe_date:%F %T}Z) and PostgreSQL's ({now:%F %T}Z) are > 5 min apart"
+
+
 class State(StrEnum):
     """What became of a meter event. The drawing is in docs/protocol.md."""
 

@@ -17,6 +17,9 @@ EXHAUSTED_IN_A_ROW_MAX = 3
 SILENCE_MAX_S = 60.0
 """Longest time without any answer below 500 before the far side counts as away."""
 
+SILENCE_AGAIN_MAX_S = 20.0
+"""The same for a meter that follows one whose delivery ended as an outage."""
+
 LANE_WAITING_MAX = 50
 """Events of one customer that may wait for another attempt before its lane pauses: they must not crowd out others."""
 
@@ -133,6 +136,7 @@ class OutageWatch:
     """Tells an outage of the far side from the fault of a single event."""
 
     started_s: float
+    silence_max_s: float = SILENCE_MAX_S
     _answered_s: float | None = None
     _unanswered: bool = False
     _exhausted: int = 0
@@ -155,6 +159,6 @@ class OutageWatch:
         if self._exhausted >= EXHAUSTED_IN_A_ROW_MAX:
             return f"{self._exhausted} events in a row used up their {ATTEMPTS_MAX} attempts"
         since_s = self.started_s if self._answered_s is None else self._answered_s
-        if self._unanswered and now_s - since_s >= SILENCE_MAX_S:
-            return f"no answer below 500 for {SILENCE_MAX_S:.0f} s"
+        if self._unanswered and now_s - since_s >= self.silence_max_s:
+            return f"no answer below 500 for {self.silence_max_s:.0f} s"
         return None

@@ -36,6 +36,11 @@ class Transition:
     request_id: str | None = None
 
     @property
+    def moved_on(self) -> bool:
+        """Whether the event needs no further attempt."""
+        return self.state in {State.ACCEPTED, State.REJECTED}
+
+    @property
     def in_doubt(self) -> bool:
         """Whether the event keeps its `doubt_since`."""
         return self.state is State.IN_DOUBT

@@ -18,6 +18,9 @@ Connection = psycopg.Connection
 
 STATEMENT_TIMEOUT = timedelta(minutes=10)
 LOCK_TIMEOUT = timedelta(seconds=2)
+IDLE_TIMEOUT = timedelta(minutes=1)
+"""How long a transaction may wait for its client: a machine suspended in the midst of one must not keep its locks."""
+
 CONNECT_TIMEOUT_S = 10
 
 
@@ -48,6 +51,7 @@ def transaction(
             f"SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ {'ONLY' if read_only else 'WRITE'};"
             f"SET LOCAL statement_timeout = {_ms(statement_timeout)};"
             f"SET LOCAL lock_timeout = {_ms(lock_timeout)};"
+            f"SET LOCAL idle_in_transaction_session_timeout = {_ms(IDLE_TIMEOUT)};"
             "SET LOCAL synchronous_commit = on;"
             "SET LOCAL TimeZone = 'UTC';"
             "SET LOCAL DateStyle = 'ISO';"

@@ -12,7 +12,7 @@ from psycopg.rows import dict_row
 from meterctl.core.model import Claim, Heard, MeterEvent, State
 from meterctl.core.state import Transition
 from meterctl.logs import get_logger
-from meterctl.ports import Claimed, ClaimRequest, OpenCounts
+from meterctl.ports import Claimed, ClaimRequest, KindCount, OpenCounts, Undeliverable
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.queries import query
 
@@ -23,6 +23,9 @@ TEXT_LENGTH_MAX = 1_000
 
 LOST_RACE = (pg.UniqueViolation, pg.DeadlockDetected, pg.LockNotAvailable)
 """Another run claimed one of these lanes at the same time. Its claim stands; ours is asked for again."""
+
+WAITED_TOO_LONG = (pg.LockNotAvailable, pg.QueryCanceled)
+"""A lock within the application's own triggers: trying row by row would wait row by row."""
 
 log = get_logger()
 
@@ -44,7 +47,7 @@ class PostgresMeterLedger:
         self._run_id = run_id
         self._stamp_rows = stamp_rows
         self._scope = {"meter": meter, "event_name": event_name, "run_id": run_id, "row_ids": list(row_ids)}
-        self._only = sql.SQL("e.meter = %(meter)s AND e.source_row_id = ANY (%(row_ids)s)" if row_ids else "true")
+        self._only = sql.SQL("e.source_row_id = ANY (%(row_ids)s)" if row_ids else "true")
 
     def take_over(self) -> int:
         """Turn other runs' `sending` into `in_doubt`; the caller holds the meter's lock."""
@@ -85,7 +88,10 @@ class PostgresMeterLedger:
         return {row[0] for row in rows.fetchall()}
 
     def _stamped(self, row_ids: Sequence[str], now: datetime) -> int:
-        """Stamp within a savepoint: neither a lock nor a trigger of the application may lose what was recorded."""
+        """Stamp within a savepoint: neither a lock nor a trigger of the application may lose what was recorded.
+
+        A row that the application refuses to have stamped is found by halving; it costs the others nothing.
+        """
         if not row_ids:
             return 0
         try:
@@ -96,7 +102,10 @@ class PostgresMeterLedger:
         except psycopg.Error as error:
             if self._connection.closed:
                 raise
-            log.warning("stamp_failed", rows=len(row_ids), error=str(error).splitlines()[0])
+            if len(row_ids) > 1 and not isinstance(error, WAITED_TOO_LONG):
+                middle = len(row_ids) // 2
+                return self._stamped(row_ids[:middle], now) + self._stamped(row_ids[middle:], now)
+            log.warning("stamp_failed", rows=len(row_ids), row_id=row_ids[0], error=str(error).splitlines()[0])
             return 0
         return count
 
@@ -121,13 +130,14 @@ class PostgresMeterLedger:
         rows = self._fetch("claim_fresh", self._claim_parameters(request))
         return Claimed(
             claims=tuple(_claim(row, self._run_id) for row in rows if row["id"] is not None),
-            after_customer=rows[0]["last_customer"] or request.after_customer,
-            scan_ended=rows[0]["lanes_scanned"] < request.scan_max,
+            after_customer=rows[0]["reached_customer"],
+            scan_ended=rows[0]["scan_ended"],
         )
 
     def _claim_parameters(self, request: ClaimRequest) -> dict[str, Any]:
         return self._scope | {
             "ids": list(request.retry_ids),
+            "claims_max": request.fresh_max,
             "customers": list(request.customers),
             "scan_max": request.scan_max,
             "after_customer": request.after_customer,
@@ -143,11 +153,15 @@ class PostgresMeterLedger:
         with self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(text, parameters).fetchall()
 
-    def count_deliverable(self, limit: int, *, doubt_horizon: datetime) -> int:
-        """Return how many events wait to be delivered, counting no further than `limit`."""
+    def untold(self) -> list[KindCount]:
+        """Return what runs rejected or let expire that did not live to say so."""
         with transaction(self._connection, read_only=True):
-            rows = self._fetch("count_deliverable", self._scope | {"doubt_horizon": doubt_horizon, "limit": limit})
-        return int(rows[0]["count"])
+            return [KindCount(**row) for row in self._fetch("untold", self._scope)]
+
+    def tell(self) -> None:
+        """Note that everything rejected or expired so far has been told."""
+        with transaction(self._connection):
+            self._connection.execute(query("ledger", "tell"), self._scope)
 
     def count_open(self, *, doubt_horizon: datetime) -> OpenCounts:
         """Return what a run leaves open."""
@@ -203,3 +217,13 @@ def _claim(row: Mapping[str, Any], run_id: int) -> Claim:
         quantity=row["quantity"],
         period_end=row["period_end"],
     )
+
+
+def undeliverable(connection: psycopg.Connection, event_names: Sequence[str]) -> list[Undeliverable]:
+    """Return the open events of meters other than these, by event_name."""
+    with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(query("ledger", "undeliverable"), {"event_names": list(event_names)}).fetchall()
+    return [
+        Undeliverable(event_name=row["event_name"], event_count=row["event_count"], sample_ids=tuple(row["sample_ids"]))
+        for row in rows
+    ]

@@ -61,11 +61,14 @@ class PostgresRows:
         self._table: TableInfo = found
         self._sql = RowsSql(meter, lookups, found)
 
-    def collect(self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime) -> Page:
-        """Turn the next page of rows into ledger events, in one transaction."""
+    def collect(
+        self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime, room: int | None = None
+    ) -> Page:
+        """Turn the next page of rows into ledger events, at most `room` of them to be sent, in one transaction."""
         text = self._sql.compose(query("rows", "collect"), classify=self._sql.classify(window, after))
         parameters = self._parameters(window, after) | {
             "batch_size": batch_size,
+            "room": room,
             "now": now,
             "account": self._owner.account,
             "livemode": self._owner.livemode,
@@ -81,7 +84,7 @@ class PostgresRows:
 
     def _next_key(self, page: Mapping[str, Any], after: PageKey | None, batch_size: int) -> PageKey | None:
         """Dated rows come first, then those without a date, where the column allows them."""
-        if page["row_count"] == batch_size:
+        if page["row_count"] == batch_size or page["is_cut"]:
             return PageKey(occurred_at=page["last_occurred_at"], row_id=page["last_id"])
         dated = after is None or after.occurred_at is not None
         if dated and self._table.columns[self._meter.occurred_at].nullable:
@@ -101,7 +104,7 @@ class PostgresRows:
         if after is not None:
             ledger_filter = sql.SQL("false")  # the ledger's own events were counted with the dated rows
         elif window.row_ids:
-            ledger_filter = sql.SQL("meter = %(meter)s AND source_row_id = ANY (%(row_ids)s)")
+            ledger_filter = sql.SQL("source_row_id = ANY (%(row_ids)s)")
         text = self._sql.compose(
             query("rows", "preview"), classify=self._sql.classify(window, after), ledger_filter=ledger_filter
         )
@@ -134,7 +137,7 @@ class PostgresRows:
         """Stamp the rows that are neither stamped nor locked, within the caller's transaction; return how many."""
         cursor = self._connection.execute(
             self._sql.compose(query("rows", "stamp"), id_type=sql.SQL(self._sql.id_type)),
-            {"row_ids": list(row_ids), "now": now, "meter": self._key},
+            {"row_ids": list(row_ids), "now": now, "meter": self._key, "event_name": self._meter.event_name},
         )
         return cursor.rowcount
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from meterctl.actions.preview import Plan
-from meterctl.actions.tally import Tally
+from meterctl.actions.tally import STANDING, Tally
 from meterctl.core.value import formatted
 from meterctl.errors import ExitCode
 
@@ -30,7 +30,12 @@ class ReportDocument:
 
     def with_problems_of(self, earlier: "Sequence[ReportDocument]") -> "ReportDocument":
         """Return this run's document with the problems that earlier attempts of the same job found."""
-        problems = [problem for document in earlier for problem in document.totals.problems.values()]
+        problems = [
+            problem
+            for document in earlier
+            for problem in document.totals.problems.values()
+            if not (problem.code in STANDING and problem.code in self.totals.problems)
+        ]
         for problem in problems:
             self.totals.problem(problem.code, problem.sample_ids, count=problem.count)
         codes = [self.exit_code, *([ExitCode.PROBLEMS] if problems else [])]

@@ -1,28 +1,41 @@
 """Whose key it is: asked once per run, before the first write."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar, cast
 
 import stripe
 
 from meterctl.errors import ConfigurationError, MeterctlError, NotPermittedError, UnavailableError
 from meterctl.settings.model import StripeSettings
+from meterctl.stripe_api.date import answered_at
 
 T = TypeVar("T")
 
 
-def account_id(client: stripe.StripeClient, settings: StripeSettings) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """Whose key it is, and what Stripe's clock said then: aware UTC; None where the answer did not tell."""
+
+    id: str
+    stripe_date: datetime | None
+
+
+def key_account(client: stripe.StripeClient, settings: StripeSettings) -> Account:
     """Return the account the key belongs to. Raises the MeterctlError that fits; refuses another than configured."""
     try:
-        account = _asked(lambda: client.v1.accounts.retrieve_current({}, {"max_network_retries": 0}).id)
-    except NotPermittedError:
+        found = _asked(lambda: client.v1.accounts.retrieve_current({}, {"max_network_retries": 0}))
+        account = Account(id=found.id, stripe_date=answered_at(cast("Any", found).last_response.headers))
+    except NotPermittedError as error:
         if settings.account is None:
             raise
         # A restricted key need not be able to read the account; the operator has stated it.
-        account = settings.account
-    if settings.account is not None and account != settings.account:
+        answer = cast("stripe.StripeError", error.__cause__)
+        account = Account(id=settings.account, stripe_date=answered_at(answer.headers))
+    if settings.account is not None and account.id != settings.account:
         raise ConfigurationError(
-            f"the key belongs to account {account}, the configuration allows only {settings.account}",
+            f"the key belongs to account {account.id}, the configuration allows only {settings.account}",
             hint="correct stripe.account or use the other key",
         )
     return account

@@ -16,6 +16,7 @@ from urllib3.util import make_headers
 
 from meterctl.errors import ConfigurationError
 from meterctl.settings.stripe_address import is_loopback
+from meterctl.stripe_api.deadline import Deadlines, watched
 
 NEVER_CONNECTED = (NewConnectionError, ConnectTimeoutError)
 """Causes that prove that no byte of a request left: no address (DNS), no connection, no connection in time.
@@ -23,6 +24,10 @@ NEVER_CONNECTED = (NewConnectionError, ConnectTimeoutError)
 urllib3 raises them in one place, while it opens the TCP connection, and wraps them in ProxyError where that is a
 proxy's. What fails later, TLS included, is of another class: some other machine may have answered by then.
 """
+
+
+CALL_MAX_FACTOR = 2.0
+"""A whole call may take so many read time-outs: an answer that comes byte by byte never meets one."""
 
 
 class Urllib3Client(stripe.HTTPClient):
@@ -35,6 +40,7 @@ class Urllib3Client(stripe.HTTPClient):
 
     def __init__(self, base: str, *, connections_max: int, connect_timeout_s: float, read_timeout_s: float) -> None:
         super().__init__()
+        self._deadlines = Deadlines(CALL_MAX_FACTOR * read_timeout_s)
         self._connections = _connections(
             base,
             maxsize=connections_max,
@@ -47,7 +53,8 @@ class Urllib3Client(stripe.HTTPClient):
     ) -> tuple[bytes, int, Mapping[str, str]]:
         """Make one request; return body, status and headers of its answer."""
         try:
-            answer = self._connections.urlopen(method.upper(), url, body=post_data, headers=headers, redirect=False)
+            with self._deadlines.call():
+                answer = self._connections.urlopen(method.upper(), url, body=post_data, headers=headers, redirect=False)
         except Exception as error:  # noqa: BLE001 -- the SDK's contract: whatever kept an answer from us is this
             _unanswered(error)
         return answer.data, answer.status, answer.headers
@@ -69,9 +76,9 @@ def _connections(base: str, **options: Any) -> urllib3.PoolManager:  # noqa: ANN
         # Made once: urllib3 would read the bundle again for every connection.
         options["ssl_context"] = ssl.create_default_context(cafile=stripe.ca_bundle_path)
     if proxy is None:
-        return urllib3.PoolManager(**options)
+        return watched(urllib3.PoolManager(**options))
     try:
-        return urllib3.ProxyManager(proxy, proxy_headers=_proxy_headers(proxy), **options)
+        return watched(urllib3.ProxyManager(proxy, proxy_headers=_proxy_headers(proxy), **options))
     except ProxySchemeUnknown as error:
         raise ConfigurationError(
             "HTTPS_PROXY names a kind of proxy that is not supported",

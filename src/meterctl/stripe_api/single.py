@@ -3,14 +3,12 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import stripe
 
 from meterctl.core.model import MeterEvent, Outcome, OutcomeKind
+from meterctl.stripe_api.date import answered_at
 from meterctl.stripe_api.http import NEVER_CONNECTED
 
 if TYPE_CHECKING:
@@ -18,6 +16,9 @@ if TYPE_CHECKING:
 
 ALREADY_EXISTS = "already exists with identifier"
 """Stripe's words for a repeated identifier: HTTP 400 without a code (seen in several public code bases)."""
+
+MESSAGE_LENGTH_MAX = 1_000
+"""Characters of an answer's message that are kept: a proxy's error page has millions."""
 
 METER_MISSING = "No active meter found"
 METER_MISSING_CODES = frozenset({"no_meter", "archived_meter"})
@@ -77,7 +78,7 @@ def _accepted(answer: stripe.billing.MeterEvent, event: MeterEvent) -> Outcome:
         code=None if about_ours else "foreign_answer",
         message=None if about_ours else "the answer is not about this event",
         request_id=response.request_id,
-        stripe_date=_date(response.headers),
+        stripe_date=answered_at(response.headers),
         livemode=getattr(answer, "livemode", None) if about_ours else None,
     )
 
@@ -97,7 +98,7 @@ def _refused(error: stripe.StripeError, event: MeterEvent) -> Outcome:
     body = error.json_body if isinstance(error.json_body, Mapping) else {}
     details = body.get("error")
     details = details if isinstance(details, Mapping) else {}
-    message = str(details.get("message") or error.user_message or f"HTTP {error.http_status}")
+    message = str(details.get("message") or error.user_message or f"HTTP {error.http_status}")[:MESSAGE_LENGTH_MAX]
     return Outcome(
         kind=_kind(error.http_status, details, message, event.identifier),
         heard=error.http_status is not None,
@@ -105,7 +106,7 @@ def _refused(error: stripe.StripeError, event: MeterEvent) -> Outcome:
         code=_code(error.http_status, details, message),
         message=message,
         request_id=error.request_id,
-        stripe_date=_date(error.headers),
+        stripe_date=answered_at(error.headers),
     )
 
 
@@ -127,17 +128,3 @@ def _kind(status: int | None, details: Mapping[str, Any], message: str, identifi
 def _code(status: int | None, details: Mapping[str, Any], message: str) -> str:
     known = next((code for words, code in MESSAGE_CODES.items() if words in message), None)
     return str(details.get("code") or known or details.get("type") or f"http_{status}")
-
-
-def _date(headers: Mapping[str, str] | None) -> datetime | None:
-    """Return the answer's `Date`, aware UTC, or None where it is missing or malformed."""
-    text = (headers or {}).get("Date")  # the client's headers heed no case
-    return None if text is None else _instant(text)
-
-
-@lru_cache(maxsize=8)  # it changes once a second, answers come by the hundred
-def _instant(text: str) -> datetime | None:
-    try:
-        return parsedate_to_datetime(text).astimezone(UTC)
-    except ValueError:
-        return None

@@ -29,6 +29,7 @@ CREATE TABLE meterctl.meter_events (
     settled_by      text,
     held_reason     text,                   -- not NULL: never claimed until a person acts
     late            boolean NOT NULL DEFAULT false,
+    told            boolean NOT NULL DEFAULT false, -- a run lived to name this rejection or expiry
     run_id          bigint,                 -- the run of the last attempt; no foreign key, it is on the hot path
     request_id      text,
     error_code      text,
@@ -66,8 +67,8 @@ CREATE TABLE meterctl.meter_events (
     CONSTRAINT value_is_finite CHECK (value NOT IN ('NaN', 'Infinity', '-Infinity'))
 );
 
--- I1: one usage row, one live event.
-CREATE UNIQUE INDEX one_live_event_per_row ON meterctl.meter_events (meter, source_row_id)
+-- I1: one usage row, one live event. The row comes first: it is also looked for under a meter's former key.
+CREATE UNIQUE INDEX one_live_event_per_row ON meterctl.meter_events (source_row_id, meter)
     WHERE state <> 'replaced' AND source_row_id IS NOT NULL;
 
 -- I5: one call at a time per customer and meter.

@@ -24,9 +24,11 @@ WHERE event.id = heard.id AND event.state = 'sending' AND event.run_id = %(run_i
 RETURNING event.id
 
 -- name: claim_fresh
--- Claim the oldest claimable event of each lane that has none under way: the lanes just answered, and the next lanes
--- behind the cursor, found by one index probe each. One row comes back even when nothing was claimed: it
--- carries the cursor. `run_id` marks what this run has tried: it is tried again by id only.
+-- Claim the oldest claimable event of each lane that has none under way: the lanes just answered, then the next lanes
+-- behind the cursor, found by one index probe each, until `claims_max` is reached. One row comes back even when nothing
+-- was claimed: it carries the cursor. `run_id` marks what this run has tried: it is tried again by id only.
+-- A lane whose oldest event is locked is another run's for now. Ordering by customer as well, within a range of one,
+-- leaves the planner no index but `claimable`: in a long lane it would else walk the whole ledger by id.
 WITH RECURSIVE scan AS (
     (SELECT o.customer, 1 AS n
      FROM meterctl.meter_events AS o
@@ -46,33 +48,43 @@ WITH RECURSIVE scan AS (
 ),
 lane AS (
     SELECT unnest(%(customers)s::text[]) AS customer
-    UNION
+    UNION ALL
     SELECT customer FROM scan
 ),
 head AS (
-    SELECT oldest.id
+    SELECT event.id
     FROM lane CROSS JOIN LATERAL (
         SELECT e.id
         FROM meterctl.meter_events AS e
-        WHERE e.event_name = %(event_name)s AND e.customer = lane.customer
+        WHERE e.event_name = %(event_name)s AND e.customer BETWEEN lane.customer AND lane.customer
           AND e.state IN ('pending', 'in_doubt') AND e.held_reason IS NULL
           AND e.run_id IS DISTINCT FROM %(run_id)s
           AND (e.doubt_since IS NULL OR e.doubt_since > %(doubt_horizon)s)
           AND (e.state = 'in_doubt' OR e.sent_timestamp >= %(expired_before)s)
           AND {only}
-        ORDER BY e.id LIMIT 1
-        FOR UPDATE SKIP LOCKED
+          AND NOT EXISTS (
+              SELECT FROM meterctl.meter_events AS s
+              WHERE s.event_name = %(event_name)s AND s.customer = lane.customer
+                AND s.state = 'sending' AND s.transport = 'single')
+        ORDER BY e.customer, e.id LIMIT 1
     ) AS oldest
-    WHERE NOT EXISTS (
-        SELECT FROM meterctl.meter_events AS s
-        WHERE s.event_name = %(event_name)s AND s.customer = lane.customer
-          AND s.state = 'sending' AND s.transport = 'single')
+    JOIN meterctl.meter_events AS event USING (id)
+    WHERE event.state IN ('pending', 'in_doubt') AND event.held_reason IS NULL
+    ORDER BY lane.customer
+    LIMIT %(claims_max)s
+    FOR UPDATE OF event SKIP LOCKED
 ),
 claimed AS (
     {claim}
 )
-SELECT scanned.*, claimed.*
-FROM (SELECT count(*) AS lanes_scanned, max(customer) AS last_customer FROM scan) AS scanned
+SELECT reached.*, claimed.*
+FROM (
+    SELECT CASE WHEN granted.n = %(claims_max)s THEN greatest(granted.last_customer, %(after_customer)s)
+                ELSE coalesce(scanned.last_customer, %(after_customer)s) END AS reached_customer,
+           granted.n < %(claims_max)s AND scanned.n < %(scan_max)s AS scan_ended
+    FROM (SELECT count(*) AS n, max(customer) AS last_customer FROM claimed) AS granted,
+         (SELECT count(*) AS n, max(customer) AS last_customer FROM scan) AS scanned
+) AS reached
 LEFT JOIN claimed ON true
 
 -- name: claim_again
@@ -113,16 +125,23 @@ RETURNING event.id, event.event_name, event.customer, event.identifier, event.pa
           event.quantity, event.period_end
 
 -- name: take_over
--- The run that holds the meter's lock comes back for what dead runs left: their attempts' fate is unknown.
+-- The run that holds the meter's lock comes back for what dead runs left: their attempts' fate is unknown. Locked: one
+-- of them is not dead, but only slow to commit.
 UPDATE meterctl.meter_events
 SET state = 'in_doubt', ever_in_doubt = true, claimed_from = NULL, claimed_at = NULL
-WHERE event_name = %(event_name)s AND state = 'sending' AND run_id IS DISTINCT FROM %(run_id)s
+WHERE state = 'sending' AND id IN (
+    SELECT id FROM meterctl.meter_events
+    WHERE event_name = %(event_name)s AND state = 'sending' AND run_id IS DISTINCT FROM %(run_id)s
+    FOR UPDATE SKIP LOCKED)
 
 -- name: expire
 -- Never attempted, or every attempt proven unprocessed, and older than Stripe takes.
 UPDATE meterctl.meter_events
 SET state = 'expired', error_code = 'expired', error_message = 'older than 35 days before it could be sent'
-WHERE event_name = %(event_name)s AND state = 'pending' AND sent_timestamp < %(expired_before)s
+WHERE state = 'pending' AND id IN (
+    SELECT id FROM meterctl.meter_events
+    WHERE event_name = %(event_name)s AND state = 'pending' AND sent_timestamp < %(expired_before)s
+    FOR UPDATE SKIP LOCKED)
 RETURNING coalesce(source_row_id, identifier) AS sample_id
 
 -- name: count_open
@@ -136,13 +155,25 @@ FROM (
     WHERE event_name = %(event_name)s AND state IN ('pending', 'in_doubt') AND {only}
 ) AS open
 
--- name: count_deliverable
-SELECT count(*) FROM (
-    SELECT FROM meterctl.meter_events
-    WHERE event_name = %(event_name)s AND state IN ('pending', 'in_doubt') AND held_reason IS NULL
-      AND (doubt_since IS NULL OR doubt_since > %(doubt_horizon)s)
-    LIMIT %(limit)s
-) AS waiting
+-- name: untold
+-- What runs found that did not live to say so.
+SELECT state AS outcome, error_code AS code, count(*) AS event_count, coalesce(sum(quantity), 0) AS units,
+       (array_agg(coalesce(source_row_id, identifier)))[1:5] AS sample_ids
+FROM meterctl.meter_events
+WHERE event_name = %(event_name)s AND state IN ('rejected', 'expired') AND NOT told
+GROUP BY state, error_code
+
+-- name: tell
+UPDATE meterctl.meter_events SET told = true
+WHERE event_name = %(event_name)s AND state IN ('rejected', 'expired') AND NOT told
+
+-- name: undeliverable
+-- Open events of meters that no longer exist: nothing will ever send them.
+SELECT event_name, count(*) AS event_count, (array_agg(coalesce(source_row_id, identifier)))[1:5] AS sample_ids
+FROM meterctl.meter_events
+WHERE state IN ('pending', 'sending', 'in_doubt') AND event_name <> ALL (%(event_names)s)
+GROUP BY event_name
+ORDER BY event_name
 
 -- name: identity
 SELECT account, livemode FROM meterctl.identity

@@ -67,7 +67,7 @@ UPDATE meterctl.meter_events AS event
 SET state = 'pending', event_name = %(event_name)s, identifier = fresh.identifier, customer = fresh.customer,
     value = fresh.value, quantity = fresh.quantity, occurred_at = fresh.occurred_at,
     sent_timestamp = fresh.sent_timestamp, payload = fresh.payload::jsonb, subject = fresh.subject,
-    period_end = fresh.period_end, error_code = NULL, error_message = NULL, closed_reason = %(reason)s
+    period_end = fresh.period_end, error_code = NULL, error_message = NULL, told = false, closed_reason = %(reason)s
 FROM unnest(
     %(ids)s::bigint[], %(identifiers)s::text[], %(customers)s::text[], %(values)s::numeric[],
     %(quantities)s::numeric[], %(occurred_ats)s::timestamptz[], %(sent_timestamps)s::timestamptz[],

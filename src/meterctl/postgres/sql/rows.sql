@@ -31,12 +31,16 @@ chosen AS (
 known AS (
     -- LIMIT keeps this a probe for each row: before the ledger's first ANALYZE the planner takes it to be empty, and
     -- would read all its events for every page.
+    -- An event of the meter under a former key is this row's if it is of the same instant, too.
     SELECT page.n, event.event_id, event.event_state, event.is_another_row
     FROM page CROSS JOIN LATERAL (
         SELECT event.id AS event_id, event.state AS event_state,
-               event.occurred_at IS DISTINCT FROM page.occurred_at AS is_another_row
+               event.occurred_at IS NOT NULL AND event.occurred_at IS DISTINCT FROM page.occurred_at AS is_another_row
         FROM meterctl.meter_events AS event
-        WHERE event.meter = %(meter)s AND event.source_row_id = page.row_id AND event.state <> 'replaced'
+        WHERE event.source_row_id = page.row_id AND event.state <> 'replaced'
+          AND (event.meter = %(meter)s
+               OR event.event_name = %(event_name)s AND event.occurred_at = page.occurred_at)
+        ORDER BY event.meter = %(meter)s DESC
         LIMIT 1
     ) AS event
 ),
@@ -120,8 +124,16 @@ WHERE {in_force}
 -- their event is accepted, and one line per kind of event. A row whose event is of another instant is another row under
 -- a used id (a table that was emptied and counts from 1 again): neither billed nor stamped, but named.
 -- A conflict can only come from another run that collected the same row meanwhile: it is that run's event then.
-WITH classified AS MATERIALIZED (
+-- Where `room` is given, the page ends before the first row that would make one pending event too many.
+WITH whole AS MATERIALIZED (
     {classify}
+),
+counted AS (
+    SELECT whole.*, count(*) FILTER (WHERE outcome = 'pending' AND event_id IS NULL) OVER (ORDER BY n) AS pending_count
+    FROM whole
+),
+classified AS MATERIALIZED (
+    SELECT * FROM counted WHERE pending_count <= coalesce(%(room)s, pending_count)
 ),
 inserted AS (
     INSERT INTO meterctl.meter_events (
@@ -136,7 +148,8 @@ inserted AS (
     RETURNING state, error_code, source_row_id, quantity
 ),
 page AS (
-    SELECT count(*) AS row_count, max(occurred_at) AS last_occurred_at,
+    SELECT (SELECT count(*) FROM whole) AS row_count, count(*) < (SELECT count(*) FROM whole) AS is_cut,
+           (array_agg(occurred_at ORDER BY n DESC))[1] AS last_occurred_at,
            (array_agg(row_id ORDER BY n DESC))[1] AS last_id,
            array_agg(row_id) FILTER (WHERE event_state = 'accepted' AND NOT is_another_row) AS unstamped_ids
     FROM classified
@@ -182,7 +195,8 @@ ORDER BY outcome, code
 SELECT count(*), min(u.{occurred_at}) AS oldest FROM {table} AS u
 WHERE {page_filter} AND NOT EXISTS (
     SELECT FROM meterctl.meter_events AS event
-    WHERE event.meter = %(meter)s AND event.source_row_id = u.{id}::text AND event.state <> 'replaced')
+    WHERE event.source_row_id = u.{id}::text AND event.state <> 'replaced'
+      AND (event.meter = %(meter)s OR event.event_name = %(event_name)s AND event.occurred_at = u.{occurred_at}))
 
 -- name: stamp
 -- Locked rows are left for a later transaction: the ledger decides, the stamp is only its cache. Only the very row that
@@ -193,8 +207,9 @@ FROM (
     WHERE t.{id} = ANY (%(row_ids)s::text[]::{id_type}[]) AND t.{reported_at} IS NULL
       AND EXISTS (
           SELECT FROM meterctl.meter_events AS event
-          WHERE event.meter = %(meter)s AND event.source_row_id = t.{id}::text AND event.state = 'accepted'
-            AND event.occurred_at = t.{occurred_at})
+          WHERE event.source_row_id = t.{id}::text AND event.state = 'accepted'
+            AND event.occurred_at = t.{occurred_at}
+            AND (event.meter = %(meter)s OR event.event_name = %(event_name)s))
     ORDER BY t.{id}
     FOR NO KEY UPDATE OF t SKIP LOCKED
 ) AS free
