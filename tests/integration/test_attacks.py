@@ -3,8 +3,6 @@
 A test is named by what must hold. Whatever a row, a lane, an answer or a machine does: no unit is billed twice, none
 is lost in silence, and one of them holds up nobody else.
 """
-# ruff: noqa: ARG001, ARG002, E501, S608 -- written to break things; tidied as each defect is mended
-# mypy: disable-error-code="misc, arg-type, no-any-return, unused-ignore"
 
 import json
 import socket
@@ -14,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +114,9 @@ def run(
             )
             return report.run(
                 {
-                    one.event_name: lambda key=key: opened(job(settings, connection, owner, run_id, key, options))
+                    one.event_name: partial(
+                        lambda key: opened(job(settings, connection, owner, run_id, key, options)), key
+                    )
                     for key, one in settings.enabled_meters.items()
                 }
             )
@@ -297,8 +298,8 @@ def test_no_number_breaks_a_page(world: World, kind: str) -> None:
     }[kind]
     for value in odd:
         world.connection.execute(
-            f"INSERT INTO usage_events (workspace_id, user_id, quantity, created_at) VALUES ('ws', 'ada', '{value}', %s)",
-            [world.time.now() - HOUR],
+            "INSERT INTO usage_events (workspace_id, user_id, quantity, created_at) VALUES ('ws', 'ada', %s, %s)",
+            [value, world.time.now() - HOUR],
         )
     world.usage("ada", 3)
     result = world.run()
@@ -472,7 +473,7 @@ def test_a_message_that_postgresql_cannot_hold_wedges_nothing(world: World, mess
     assert world.states() == ["rejected"]
 
 
-def test_a_huge_error_page_is_not_kept_whole(world: World) -> None:
+def test_a_huge_error_page_is_not_kept_whole() -> None:
     """The ledger keeps a message for each event: a proxy's page must not make it grow by a page each."""
     page = b"<html>" + b"x" * 3_000_000
     with answering(replying(page, status="502 Bad Gateway")) as url:
@@ -551,7 +552,7 @@ def test_a_stopped_run_does_not_sit_out_the_token_bucket() -> None:
     """SIGTERM under heavy throttling: claims that wait for their turn come back at once, not after minutes."""
 
     class Instant:
-        def create(self, event: MeterEvent, *, idempotency_key: str) -> Outcome:
+        def create(self, event: MeterEvent, *, idempotency_key: str) -> Outcome:  # noqa: ARG002 -- the port's
             return Outcome(kind=OutcomeKind.ACCEPTED, heard=True, status=200)
 
     clock = SystemHostClock()
@@ -776,11 +777,13 @@ def test_two_runs_that_both_think_they_are_alone_bill_once(world: World) -> None
             depth += 1
             if depth in {2, 5, 9}:
                 world.connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+                    "SELECT pg_terminate_backend(pid) FROM pg_locks"
+                    " WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
                 )
                 with suppress(MeterctlError):
                     world.run()
-            return self._events.create(event, idempotency_key=idempotency_key)
+            outcome: Outcome = self._events.create(event, idempotency_key=idempotency_key)
+            return outcome
 
     world.wrap_events = Interrupted
     with suppress(MeterctlError):
@@ -959,7 +962,7 @@ def test_problems_of_a_run_that_died_are_news_to_the_next(world: World) -> None:
         pass
 
     class Dies:
-        def create(self, event: MeterEvent, *, idempotency_key: str) -> Outcome:
+        def create(self, event: MeterEvent, *, idempotency_key: str) -> Outcome:  # noqa: ARG002 -- the port's
             raise Killed
 
     world.wrap_events = lambda _: Dies()
