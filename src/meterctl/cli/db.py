@@ -1,4 +1,4 @@
-"""`db migrate`, `db check` and `db adopt`: prepare the database, and prove that it is."""
+"""`db migrate`, `check`, `adopt` and `forget-test`: prepare the database, prove that it is, and leave test mode."""
 
 import json
 import sys
@@ -110,6 +110,15 @@ def adopt(
             return
         carry_out(connection, conninfo, adoption, plan)
     print("done", file=sys.stderr)
+
+
+@app.command("forget-test")
+def forget_test(context: typer.Context, *, yes: Yes = False, as_json: Json = False) -> None:
+    """Leave test mode: remove what test runs recorded, and their stamps on usage rows; without --yes only shows."""
+    from meterctl.cli.db_forget import forget_test_ledger
+    from meterctl.cli.wiring import open_settings
+
+    raise typer.Exit(forget_test_ledger(open_settings(context), yes=yes, as_json=as_json))
 
 
 def _show(adoption: "Adoption") -> None:
