@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypedDict
 
 import psycopg
 from psycopg.rows import dict_row
@@ -19,15 +19,17 @@ from meterctl.clock import HostClock
 from meterctl.core.model import Claim
 from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import SerialDispatcher
-from meterctl.ports import Dispatcher, MeterEvents, StopRequest
+from meterctl.ports import Dispatcher, MeterEvents, StopRequest, Totals
 from meterctl.postgres.ledger import PostgresMeterLedger, undeliverable
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.runs import claim_ledger, start_run
+from meterctl.postgres.settlements import PostgresSettlements
 from meterctl.sandbox.local_stripe import LocalStripe
 from meterctl.settings import RowsMeter, Settings, load_settings
 from meterctl.stripe_api.client import stripe_client
 from meterctl.stripe_api.single import SingleEvents
+from meterctl.stripe_api.summaries import MeterSummaries
 
 START = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
 
@@ -54,6 +56,11 @@ class VirtualTime:
         self.instant += span
 
 
+class Settling(TypedDict):
+    settlements: PostgresSettlements
+    totals: Totals
+
+
 @dataclass(kw_only=True)
 class World:
     """`run()` is a night; the other methods set the scene and look at what came of it."""
@@ -64,6 +71,7 @@ class World:
     connection: psycopg.Connection[dict[str, Any]]
     config: dict[str, object] = field(default_factory=dict)
     wrap_events: Callable[[MeterEvents], MeterEvents] = lambda events: events
+    wrap_totals: Callable[[Totals], Totals] = lambda totals: totals
     stop: StopRequest = field(default_factory=StopRequest)
     run_after_claim: Callable[[], None] = lambda: None
 
@@ -116,7 +124,12 @@ class World:
             source=source,
             ledger=ledger,
             adopt_identifiers_until=meter.adopt_identifiers_until,
+            **self.settling(connection, settings, run_id),
         )
+
+    def settling(self, connection: psycopg.Connection, settings: Settings, run_id: int) -> Settling:
+        made = settling(connection, settings, "ai_suggestion", run_id)
+        return {"settlements": made["settlements"], "totals": self.wrap_totals(made["totals"])}
 
     def rows_source(self) -> PostgresRows:
         """The usage rows as a report reads them, on this world's own connection."""
@@ -186,6 +199,19 @@ class World:
             " WHERE e.state = 'accepted'"
         )[0]
         assert bound["units"] == bound["ledger"]
+
+
+def settling(connection: psycopg.Connection, settings: Settings, key: str, run_id: int) -> Settling:
+    """What a meter's job settles old doubts with."""
+    meter = settings.meters[key]
+    assert isinstance(meter, RowsMeter)
+    client = stripe_client(settings.stripe, connections_max=1, read_timeout_s=1.0)
+    return {
+        "settlements": PostgresSettlements(
+            connection, event_name=meter.event_name, formula=meter.formula, run_id=run_id
+        ),
+        "totals": MeterSummaries(client, meter.event_name, livemode=False, pace_per_s=None),
+    }
 
 
 @contextmanager

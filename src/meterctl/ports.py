@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
 
 from meterctl.core.model import Claim, Heard, MeterEvent, Outcome
+from meterctl.core.settlement import Books, HeldReason, Series, Verdict, Window
 from meterctl.core.state import Transition
 
 
@@ -108,10 +109,11 @@ class Claimed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenCounts:
-    """What is left of a meter: held for a person, and due but not tried by this run."""
+    """What is left of a meter: held up by a doubt, some of that for a person, and due but not tried by this run."""
 
     held_count: int
-    held_ids: tuple[str, ...]
+    problem_count: int
+    problem_ids: tuple[str, ...]
     untried_count: int
 
 
@@ -153,8 +155,67 @@ class MeterLedger(Protocol):
         """Note that everything rejected or expired so far has been told."""
         ...
 
-    def count_open(self, *, doubt_horizon: datetime) -> OpenCounts:
+    def count_open(self, *, now: datetime) -> OpenCounts:
         """Return what a run leaves open."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SettledEvent:
+    """A doubt that is none any more. `expired`: proven absent, but too old to be sent."""
+
+    id: int
+    source_row_id: str | None
+    quantity: Decimal
+    late: bool = False
+    expired: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """What a series of reads came to: events Stripe has, events it has not, or why a person must say."""
+
+    present: tuple[SettledEvent, ...] = ()
+    absent: tuple[SettledEvent, ...] = ()
+    held_reason: HeldReason | None = None
+    held_ids: tuple[int, ...] = ()
+
+
+class SettlementLedger(Protocol):
+    """The old doubts of one meter, and the evidence that settles them."""
+
+    def windows(self, now: datetime) -> list[Window]:
+        """Return the customers and minutes whose doubts are old and whose next read may tell something."""
+        ...
+
+    def books(self, window: Window) -> Books:
+        """Return what the ledger says of the window now."""
+        ...
+
+    def note(self, window: Window, total: Decimal, books: Books, *, read_at: datetime) -> Series:
+        """Add a read to the window's series, or begin a new one where it differs; return the series."""
+        ...
+
+    def conclude(
+        self, window: Window, series: Series, verdict: Verdict, books: Books, *, now: datetime, grace: timedelta
+    ) -> Settled | None:
+        """Write down what the series proves, unless the ledger has moved on since its first read: then return None."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """Stripe's total for a customer and a range, as the double it sends. `stripe_date` is the answer's `Date`."""
+
+    total: Decimal
+    stripe_date: datetime | None
+
+
+class Totals(Protocol):
+    """Stripe's summaries of one meter."""
+
+    def total(self, customer: str, start: datetime, end: datetime) -> Reading:
+        """Return the total of [start, end), whole minutes. One read. Raises the MeterctlError that fits."""
         ...
 
 

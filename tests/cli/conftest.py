@@ -73,7 +73,7 @@ class Shell:
     def sql(self, text: str, *parameters: object) -> list[Any]:
         with psycopg.connect(self.database_url) as connection:
             cursor = connection.execute(text, parameters)
-            return list(cursor.fetchall()) if cursor.description else []
+            return list(cursor.fetchall()) if cursor.description is not None else []
 
     def usage(self, count: int = 1, *, customers: int = 1, quantity: object = 1, known: bool = True) -> None:
         """`count` rows of usage by `customers` subscribed users."""

@@ -133,15 +133,16 @@ def test_free_rows_are_said_to_be_among_the_unreported(shell: Shell) -> None:
     assert "rows of free users are among them" in done.stdout
 
 
-def test_what_is_held_by_age_is_named_so(rejected: Shell) -> None:
+def test_an_old_doubt_is_named_and_after_three_days_it_is_a_problem(rejected: Shell) -> None:
     rejected.sql(
         "UPDATE meterctl.meter_events SET state = 'in_doubt', ever_in_doubt = true,"
-        " doubt_since = now() - interval '2 days'"
+        " doubt_since = now() - interval '25 hours'"
     )
     done = rejected.run("summary")
-    assert done.code == 10
-    assert "3 held by age" in done.stdout
-    assert "3 held (e.g." in done.stdout
+    assert (done.code, "3 in doubt for 23 h or more" in done.stdout) == (0, True)
+    rejected.sql("UPDATE meterctl.meter_events SET doubt_since = now() - interval '3 days'")
+    done = rejected.run("summary")
+    assert (done.code, "3 held (e.g." in done.stdout) == (10, True)
 
 
 def test_a_meter_nobody_knows_is_a_wrong_command_line(shell: Shell) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -43,7 +44,7 @@ from meterctl.sandbox.local_stripe import Fault, FaultKind, LocalStripe
 from meterctl.settings import RowsMeter, Settings, load_settings
 from meterctl.stripe_api.client import stripe_client
 from meterctl.stripe_api.single import SingleEvents
-from world import World
+from world import World, settling
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
@@ -146,7 +147,9 @@ def job(
         stamp_rows=lambda row_ids, now: source.stamp(row_ids, now=now),
         row_ids=options.get("row_ids", ()),
     )
-    return MeterJob(event_name=one.event_name, source=source, ledger=ledger)
+    return MeterJob(
+        event_name=one.event_name, source=source, ledger=ledger, **settling(connection, settings, key, run_id)
+    )
 
 
 def stamped_units(world: World) -> Any:
@@ -749,7 +752,7 @@ def test_a_database_that_goes_away_at_any_step_costs_no_unit(world: World, after
 
         def mortal(opened: MeterJob, nth: int = nth) -> MeterJob:
             ledger = Mortal(opened.ledger, nth, after=after)  # type: ignore[arg-type] # the adapter itself
-            return MeterJob(event_name=opened.event_name, source=opened.source, ledger=ledger)
+            return replace(opened, ledger=ledger)
 
         with suppress(UnavailableError):
             run(world, opened=mortal, batch_size=1)
@@ -819,7 +822,7 @@ def watching(world: World, seen: list[Watched], **options: Any) -> Opened:
     def opened(one: MeterJob) -> MeterJob:
         source = Watched(one.source, world, **options)
         seen.append(source)
-        return MeterJob(event_name=one.event_name, source=source, ledger=one.ledger)
+        return replace(one, source=source)
 
     return opened
 
@@ -885,7 +888,7 @@ def test_lanes_that_are_held_do_not_cost_a_small_limit_a_transaction_each(world:
 
     result = run(
         world,
-        opened=lambda one: MeterJob(event_name=one.event_name, source=one.source, ledger=Counting(one.ledger)),
+        opened=lambda one: replace(one, ledger=Counting(one.ledger)),
         limit=1,
     )
     assert result.totals.reported == 1
@@ -979,6 +982,7 @@ def test_a_retried_job_counts_what_is_held_once(world: World) -> None:
     for nth in range(1, 6):
         world.stripe.add_fault(Fault(kind=FaultKind.LOST_ANSWER, nth=nth))
     world.run()
+    world.connection.execute("UPDATE meterctl.meter_events SET held_reason = 'a person decides'")
     world.time.advance(DAY)
     world.customer("bob")
     world.usage("bob")

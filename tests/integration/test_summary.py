@@ -9,6 +9,7 @@ import pytest
 
 from meterctl.actions.collect import row_window
 from meterctl.core.model import RESEND_LIMIT
+from meterctl.core.settlement import UNDECIDED_MAX
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.summary import MeterFigures, last_good_run, latest_runs, ledger_problems, meter_figures
@@ -72,7 +73,7 @@ def test_what_needs_a_person_is_named_with_samples(world: World) -> None:
         add(world, "rejected", f"r{n}")
     add(world, "rejected", "x", error_code="local:no_customer_id")
     add(world, "expired", "old")
-    add(world, "in_doubt", "d", doubt_since=world.time.now() - DAY)
+    add(world, "in_doubt", "d", doubt_since=world.time.now() - 3 * DAY)
     add(world, "waived", "w", closed_reason="noted")
     add(world, "pending", "p")
     assert problems(world) == {
@@ -156,7 +157,8 @@ def test_the_summary_does_not_read_the_history(world: World) -> None:
     now = world.time.now()
     world.connection.execute(HISTORY, {"now": now})
     world.connection.execute("VACUUM ANALYZE meterctl.meter_events")
-    parameters = {"since": now - 35 * DAY, "doubt_horizon": now - RESEND_LIMIT}
+    horizons = {"doubt_horizon": now - RESEND_LIMIT, "undecided_before": now - UNDECIDED_MAX}
+    parameters = {"since": now - 35 * DAY} | horizons
     read = {name: _blocks_read(world, name, parameters) for name in ("open", "accepted", "late", "problems")}
     assert all("Seq Scan" not in plan for _, plan in read.values()), read
     total = world.rows("SELECT relpages FROM pg_class WHERE oid = 'meterctl.meter_events'::regclass")[0]["relpages"]

@@ -1,4 +1,4 @@
-"""Report: take over what dead runs left, expire, collect, deliver, and say what came of it, meter by meter."""
+"""Report: take over what dead runs left, expire, settle, collect, deliver, say what came of it, meter by meter."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -10,19 +10,29 @@ from typing import Protocol
 from meterctl.actions.answers import Answers, Stopped
 from meterctl.actions.collect import Collection, row_window
 from meterctl.actions.deliver import Delivery, DeliveryLimits
+from meterctl.actions.settle import Settlement
 from meterctl.actions.tally import Tally, summed
 from meterctl.clock import Clock, HostClock
-from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT
+from meterctl.core.model import PAST_LIMIT
 from meterctl.core.pacing import SILENCE_AGAIN_MAX_S, SILENCE_MAX_S, OutageWatch
-from meterctl.errors import ExitCode
+from meterctl.errors import ExitCode, MeterctlError
 from meterctl.logs import get_logger
-from meterctl.ports import Dispatcher, Lock, MeterLedger, RowSource, StopRequest, Undeliverable
+from meterctl.ports import (
+    Dispatcher,
+    Lock,
+    MeterLedger,
+    RowSource,
+    SettlementLedger,
+    StopRequest,
+    Totals,
+    Undeliverable,
+)
 
 log = get_logger()
 
 
-COLLECTING_SHARE = 0.5
-"""Part of the time left that a meter's collecting may take: what is in the ledger must also be delivered."""
+PREPARING_SHARE = 0.5
+"""Part of the time left that a meter's settling or collecting may take: what is due must also be delivered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +54,8 @@ class MeterJob:
     event_name: str
     source: RowSource
     ledger: MeterLedger
+    settlements: SettlementLedger
+    totals: Totals
     adopt_identifiers_until: datetime | None = None
 
 
@@ -140,6 +152,7 @@ class Report:
 
     def _meter(self, job: MeterJob, tally: Tally) -> None:
         self._put_in_order(job, tally)
+        self._settle(job, tally)
         self._collect(job, tally)
         self._deliver(job, tally)
         self._count_open(job, tally)
@@ -155,9 +168,25 @@ class Report:
             tally.expired += len(expired)
             tally.problem("expired", expired, count=len(expired))
 
+    def _settle(self, job: MeterJob, tally: Tally) -> None:
+        """Decide old doubts. Where Stripe's totals cannot be read, they stay, and what is due is delivered."""
+        until_s = self._share_ends_s()
+        settlement = Settlement(
+            ledger=job.settlements,
+            totals=job.totals,
+            clock=self.clock,
+            grace=self.grace,
+            may_go_on=lambda: self._may_go_on(until_s),
+        )
+        try:
+            settlement.run()
+        except MeterctlError as error:
+            self.result.codes.append(error.exit_code)
+            self.result.notes.append(f"{job.event_name}: old doubts were not settled: {error.message}")
+        tally.settled(settlement.result.present, settlement.result.absent)
+
     def _collect(self, job: MeterJob, tally: Tally) -> None:
-        started_s = self.host_clock.elapsed_s()
-        collect_until_s = started_s + COLLECTING_SHARE * (self._deadline_s - started_s)
+        until_s = self._share_ends_s()
         Collection(
             source=job.source,
             ledger=job.ledger,
@@ -165,9 +194,13 @@ class Report:
             window=row_window(self.clock.now(), recent=self.options.recent, row_ids=self.options.row_ids),
             batch_size=self.options.batch_size,
             tally=tally,
-            may_go_on=lambda: self._may_go_on(collect_until_s),
+            may_go_on=lambda: self._may_go_on(until_s),
             room=self._events_left(),
         ).run()
+
+    def _share_ends_s(self) -> float:
+        now_s = self.host_clock.elapsed_s()
+        return now_s + PREPARING_SHARE * (self._deadline_s - now_s)
 
     def _may_go_on(self, until_s: float) -> bool:
         self.locks.keep()
@@ -208,11 +241,11 @@ class Report:
         self._stopped = answers.stopped
 
     def _count_open(self, job: MeterJob, tally: Tally) -> None:
-        left = job.ledger.count_open(doubt_horizon=self.clock.now() - RESEND_LIMIT)
+        left = job.ledger.count_open(now=self.clock.now())
         tally.remaining += left.untried_count
         tally.held += left.held_count
-        if left.held_count:
-            tally.problem("held", left.held_ids, count=left.held_count)
+        if left.problem_count:
+            tally.problem("held", left.problem_ids, count=left.problem_count)
         if tally.late:
             tally.note_late()
 

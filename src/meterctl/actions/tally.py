@@ -1,19 +1,19 @@
 """What a run did, counted: the figures of `--json`, of the summary line and of the exit code."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
 from meterctl.core.model import Problem
 from meterctl.core.value import formatted
-from meterctl.ports import KindCount
+from meterctl.ports import KindCount, SettledEvent
 
 SAMPLES_MAX = 5
 
 HINTS = {
     "identifier_taken": "Stripe knew this identifier before we sent it: `meterctl ledger list --code identifier_taken`",
     "expired": "older than the 35 days Stripe takes: `meterctl ledger waive --code expired --reason …` once noted",
-    "held": "in doubt for 23 h or more, so not sent again: `meterctl ledger list --state in_doubt`",
+    "held": "Stripe's totals do not tell whether it has them: `meterctl settle` shows the figures and what to do",
     "not_permitted": "check the key's permissions; the events stay due",
     "meter_unavailable": "create or reactivate the meter in Stripe; the events stay due",
     "row_reused": "the ledger has an event of another instant under this row's id: give the row an unused id",
@@ -72,6 +72,18 @@ class Tally:
         elif kind.outcome in {"rejected", "conflict"}:
             self.rejected += kind.event_count
             self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
+
+    def settled(self, present: Sequence[SettledEvent], absent: Sequence[SettledEvent]) -> None:
+        """Count what Stripe's totals proved; what is due again is counted when it is delivered."""
+        self.reported += len(present)
+        self.units += sum((event.quantity for event in present), Decimal(0))
+        late = [event.quantity for event in present if event.late]
+        self.late += len(late)
+        self.late_units += sum(late, Decimal(0))
+        expired = [str(event.source_row_id or event.id) for event in absent if event.expired]
+        self.expired += len(expired)
+        if expired:
+            self.problem("expired", expired, count=len(expired))
 
     def problem(self, code: str, sample_ids: Iterable[str], *, count: int = 1) -> None:
         """Note something for a person."""

@@ -1,12 +1,18 @@
 """The command line: a file per group, which parses, wires, calls one action, renders and gives the exit code."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from meterctl import __version__
-from meterctl.cli import db, ledger, report, sandbox, summary
+from meterctl.cli import db, ledger, report, sandbox, settle, summary
+from meterctl.cli.streams import prepare_streams
+from meterctl.errors import ExitCode
 
 app = typer.Typer(
     name="meterctl",
@@ -36,10 +42,31 @@ def _root(
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
+    prepare_streams()
     context.obj = config
+    context.with_resource(_terminable())
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Until a command has something better, let SIGTERM unwind it and end with 143.
+
+    In a container the command may be process 1, to which the kernel delivers no signal that has no handler
+    (pid_namespaces(7)): a job that waits for a server or for its next attempt could not be stopped.
+    """
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(ExitCode.TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 report.register(app)
+settle.register(app)
 summary.register(app)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(db.app, name="db")

@@ -114,7 +114,7 @@ def _report(context: typer.Context, asked: Asked) -> int:
     flags = {"stripe.mode": "live"} if asked.live else {}
     settings = open_settings(context, flags=flags, verbose=asked.verbose, quiet=asked.quiet, no_color=asked.no_color)
     keys = chosen_meters(settings, asked)
-    _guard_mode(settings, asked)
+    guard_mode(settings, require_stripe=asked.require_stripe)
     configured = settings.stripe.api_key is not None
     if asked.dry_run or not configured:
         return dry_run(settings, keys, asked, unsent=not configured)
@@ -127,21 +127,29 @@ def _report(context: typer.Context, asked: Asked) -> int:
 
 def chosen_meters(settings: "Settings", asked: Asked) -> list[str]:
     """Return the configuration keys of the meters to report. Raises ConfigurationError or UsageError naming the key."""
-    enabled = {key: meter for key, meter in settings.meters.items() if meter.enabled}
+    if asked.command == "report-usage" and not asked.meters:
+        return _reportable(settings, [key for key, meter in settings.enabled_meters.items() if meter.source == "rows"])
+    return meters_called(settings, asked.meters)
+
+
+def meters_called(settings: "Settings", names: tuple[str, ...]) -> list[str]:
+    """Return the configuration keys of the enabled meters of these names, of all by default. Raises as above."""
+    enabled = settings.enabled_meters
     by_name = {meter.event_name: key for key, meter in enabled.items()} | {key: key for key in enabled}
-    unknown = [name for name in asked.meters if name not in by_name]
+    unknown = [name for name in names if name not in by_name]
     if unknown:
         raise UsageError(
             f"no enabled meter is called {', '.join(unknown)}", hint=f"enabled: {', '.join(enabled) or 'none'}"
         )
-    keys = [by_name[name] for name in asked.meters] or list(enabled)
-    if asked.command == "report-usage" and not asked.meters:
-        keys = [key for key in keys if enabled[key].source == "rows"]
+    return _reportable(settings, [by_name[name] for name in names] or list(enabled))
+
+
+def _reportable(settings: "Settings", keys: list[str]) -> list[str]:
     refused = tuple(
-        f'{settings.where(f"meters.{key}.source")}: "{enabled[key].source}" meters cannot be reported yet; '
+        f'{settings.where(f"meters.{key}.source")}: "{settings.meters[key].source}" meters cannot be reported yet; '
         "set enabled = false"
         for key in keys
-        if enabled[key].source != "rows"
+        if settings.meters[key].source != "rows"
     )
     if refused:
         raise ConfigurationError("the configuration asks for what this version cannot do", problems=refused)
@@ -150,10 +158,10 @@ def chosen_meters(settings: "Settings", asked: Asked) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def _guard_mode(settings: "Settings", asked: Asked) -> None:
+def guard_mode(settings: "Settings", *, require_stripe: bool) -> None:
     """Live must be meant, and test must not be mistaken for it: intent and key agree, or nothing starts."""
     key_mode, mode = settings.stripe.key_mode, settings.stripe.mode
-    if key_mode is None and asked.require_stripe:
+    if key_mode is None and require_stripe:
         raise ConfigurationError("no Stripe key is set", hint="set STRIPE_SECRET_KEY or STRIPE_SECRET_KEY_FILE")
     if key_mode == "live" and mode == "test":
         raise ConfigurationError(

@@ -3,22 +3,22 @@
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from meterctl.actions.preview import preview
 from meterctl.actions.report import MeterJob, Report
 from meterctl.actions.tally import summed
+from meterctl.cli.stripe_wiring import CONNECTIONS_MAX, dispatchers, key_owner, rate_per_s, summaries
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
-from meterctl.core.model import clocks_apart
-from meterctl.core.pacing import TokenBucket
-from meterctl.dispatch import ThreadedDispatcher
-from meterctl.errors import ConfigurationError, ExitCode, MeterctlError, UnavailableError
+from meterctl.errors import ExitCode, MeterctlError
 from meterctl.logs import get_logger
-from meterctl.ports import Dispatcher, StopRequest
+from meterctl.ports import StopRequest
 from meterctl.postgres.check import require_fit
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection
@@ -26,33 +26,17 @@ from meterctl.postgres.ledger import PostgresMeterLedger, undeliverable
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.runs import claim_ledger, finish_run, require_owner, run_label, start_run
+from meterctl.postgres.settlements import PostgresSettlements
 from meterctl.render.progress import delivery_progress
 from meterctl.render.report import ReportDocument, show_plan, show_report
 from meterctl.settings.meters import RowsMeter
-from meterctl.stripe_api.account import answered_livemode, key_account
 from meterctl.stripe_api.client import StripeClient, stripe_client
-from meterctl.stripe_api.single import SingleEvents
 
 if TYPE_CHECKING:
     from meterctl.cli.report import Asked
     from meterctl.settings import Settings
 
-RATE_LIVE_PER_S = 800.0
-"""Calls a second in live mode: below Stripe's 1,000 for meter events (rate-limit page)."""
-
-RATE_TEST_PER_S = 20.0
-"""Calls a second in test mode: meter events count to the basic limit there, 25 a second."""
-
-CONNECTIONS_MAX = 128
-
 log = get_logger()
-
-
-def rate_per_s(settings: "Settings") -> float | None:
-    """Return the pace of calls; None on loopback, where only the local Stripe sets limits."""
-    if settings.stripe.api_base is not None:
-        return None
-    return RATE_LIVE_PER_S if settings.stripe.mode == "live" else RATE_TEST_PER_S
 
 
 def dry_run(settings: "Settings", keys: Sequence[str], asked: "Asked", *, unsent: bool) -> int:
@@ -97,7 +81,7 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> Repor
         require_fit(connection, settings, keys)
         client = stripe_client(settings.stripe, connections_max=CONNECTIONS_MAX)
         clock = PostgresClock(connection, host_clock)
-        owner = _owner(client, settings, clock)
+        owner = key_owner(client, settings, clock)
         require_owner(connection, owner)
         claim_ledger(connection, owner, clock.now())
         run_id = start_run(connection, asked.command, owner, clock.now())
@@ -111,7 +95,7 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> Repor
                 clock=clock,
                 host_clock=host_clock,
                 locks=locks,
-                dispatcher=_dispatchers(client, settings, host_clock),
+                dispatcher=dispatchers(client, settings, host_clock),
                 stop=stop,
                 undeliverable=lambda: undeliverable(connection, _event_names(settings)),
             )
@@ -119,7 +103,16 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> Repor
                 recorded_if_it_fails(connection, run_id, clock),
                 delivery_progress(wanted=not asked.quiet) as report.progress,
             ):
-                result = report.run(_jobs(connection, settings, keys, owner, run_id, asked))
+                jobs = _Jobs(
+                    connection=connection,
+                    client=client,
+                    settings=settings,
+                    owner=owner,
+                    clock=clock,
+                    run_id=run_id,
+                    row_ids=asked.options.row_ids,
+                )
+                result = report.run(jobs.of(keys))
         finish_run(connection, run_id, result.exit_code, result.totals.figures(), clock.now())
     return ReportDocument(
         command=asked.command,
@@ -145,54 +138,47 @@ def recorded_if_it_fails(connection: Connection, run_id: int, clock: PostgresClo
         raise
 
 
-def _owner(client: StripeClient, settings: "Settings", clock: PostgresClock) -> LedgerOwner:
-    """Return whose ledger it must be. Stripe's first answer also tells the time: a doubt must not look too young."""
-    livemode = settings.stripe.mode == "live"
-    account = key_account(client, settings.stripe)
-    if account.stripe_date is not None and (difference := clocks_apart(account.stripe_date, clock.now())) is not None:
-        raise UnavailableError(difference, hint="set the clock that is wrong; nothing is lost; run again")
-    answered = answered_livemode(client)
-    if answered is not None and answered is not livemode:
-        raise ConfigurationError(
-            f"Stripe answers in {'live' if answered else 'test'} mode, the run was started for {settings.stripe.mode}",
-            hint="check the key and the address of Stripe",
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Jobs:
+    """Opens each meter's part of the run, under its lock."""
+
+    connection: Connection
+    client: StripeClient
+    settings: "Settings"
+    owner: LedgerOwner
+    clock: PostgresClock
+    run_id: int
+    row_ids: tuple[str, ...]
+
+    def of(self, keys: Sequence[str]) -> Mapping[str, Callable[[], MeterJob]]:
+        """Return event_name → how to open its job."""
+        return {rows_meter(self.settings, key).event_name: partial(self._job, key) for key in keys}
+
+    def _job(self, key: str) -> MeterJob:
+        # Again, now that the meter is locked: `db forget-test` may have made the ledger nobody's while we waited.
+        claim_ledger(self.connection, self.owner, self.clock.now())
+        meter = rows_meter(self.settings, key)
+        source = PostgresRows(self.connection, key, meter, self.settings.lookups, self.owner)
+        return MeterJob(
+            event_name=meter.event_name,
+            source=source,
+            ledger=PostgresMeterLedger(
+                self.connection,
+                meter=key,
+                event_name=meter.event_name,
+                run_id=self.run_id,
+                stamp_rows=lambda row_ids, now: source.stamp(row_ids, now=now),
+                row_ids=self.row_ids,
+            ),
+            settlements=settlement_ledger(self.connection, meter, self.run_id),
+            totals=summaries(self.client, self.settings, meter.event_name),
+            adopt_identifiers_until=meter.adopt_identifiers_until,
         )
-    return LedgerOwner(account=account.id, livemode=livemode)
 
 
-def _jobs(
-    connection: Connection,
-    settings: "Settings",
-    keys: Sequence[str],
-    owner: LedgerOwner,
-    run_id: int,
-    asked: "Asked",
-) -> Mapping[str, Callable[[], MeterJob]]:
-    def opener(key: str) -> Callable[[], MeterJob]:
-        return lambda: _job(connection, settings, key, owner, run_id, asked)
-
-    return {rows_meter(settings, key).event_name: opener(key) for key in keys}
-
-
-def _job(
-    connection: Connection, settings: "Settings", key: str, owner: LedgerOwner, run_id: int, asked: "Asked"
-) -> MeterJob:
-    meter = rows_meter(settings, key)
-    source = PostgresRows(connection, key, meter, settings.lookups, owner)
-    ledger = PostgresMeterLedger(
-        connection,
-        meter=key,
-        event_name=meter.event_name,
-        run_id=run_id,
-        stamp_rows=lambda row_ids, now: source.stamp(row_ids, now=now),
-        row_ids=asked.options.row_ids,
-    )
-    return MeterJob(
-        event_name=meter.event_name,
-        source=source,
-        ledger=ledger,
-        adopt_identifiers_until=meter.adopt_identifiers_until,
-    )
+def settlement_ledger(connection: Connection, meter: RowsMeter, run_id: int) -> PostgresSettlements:
+    """Return the old doubts of a meter."""
+    return PostgresSettlements(connection, event_name=meter.event_name, formula=meter.formula, run_id=run_id)
 
 
 def _event_names(settings: "Settings") -> list[str]:
@@ -204,22 +190,6 @@ def rows_meter(settings: "Settings", key: str) -> RowsMeter:
     meter = settings.meters[key]
     assert isinstance(meter, RowsMeter)  # noqa: S101 -- chosen_meters refuses the others
     return meter
-
-
-def _dispatchers(
-    client: StripeClient, settings: "Settings", host_clock: SystemHostClock
-) -> Callable[[], AbstractContextManager[Dispatcher]]:
-    bucket = TokenBucket(rate_per_s(settings))
-
-    @contextmanager
-    def open_dispatcher() -> Iterator[Dispatcher]:
-        dispatcher = ThreadedDispatcher(SingleEvents(client), bucket, host_clock, in_flight_max=CONNECTIONS_MAX)
-        try:
-            yield dispatcher
-        finally:
-            dispatcher.close()
-
-    return open_dispatcher
 
 
 @contextmanager
@@ -242,7 +212,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 def tell(document: ReportDocument, asked: "Asked") -> None:
     """Print the run's result and write its one canonical log line."""
-    show_report(document, as_json=asked.as_json, quiet=asked.quiet)
+    show_report(document, as_json=asked.as_json, quiet=asked.quiet, colour=not asked.no_color)
     # On a terminal the table has said it; elsewhere a run that did not go well is logged even under -q.
     level = log.info if document.exit_code == ExitCode.OK or sys.stderr.isatty() else log.error
     level(

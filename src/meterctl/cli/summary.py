@@ -205,7 +205,7 @@ def _show_remarks(meter: dict[str, Any]) -> None:
     if meter["unreported"]:
         print(f"{name}: oldest unreported row {meter['oldest_unreported']}; rows of free users are among them")
     if meter["held_by_age"]:
-        print(f"{name}: {meter['held_by_age']} held by age: in doubt for 23 h or more, not sent again")
+        print(f"{name}: {meter['held_by_age']} in doubt for 23 h or more: Stripe's totals decide (`meterctl settle`)")
 
 
 def runs(

@@ -9,7 +9,8 @@ from psycopg import errors as pg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from meterctl.core.model import Claim, Heard, MeterEvent, State
+from meterctl.core.model import RESEND_LIMIT, Claim, Heard, MeterEvent, State
+from meterctl.core.settlement import UNDECIDED_MAX
 from meterctl.core.state import Transition
 from meterctl.logs import get_logger
 from meterctl.ports import Claimed, ClaimRequest, KindCount, OpenCounts, Undeliverable
@@ -46,13 +47,17 @@ class PostgresMeterLedger:
         self._connection = connection
         self._run_id = run_id
         self._stamp_rows = stamp_rows
-        self._scope = {"meter": meter, "event_name": event_name, "run_id": run_id, "row_ids": list(row_ids)}
+        self._scope: dict[str, Any] = {
+            "meter": meter,
+            "event_name": event_name,
+            "run_id": run_id,
+            "row_ids": list(row_ids),
+        }
         self._only = sql.SQL("e.source_row_id = ANY (%(row_ids)s)" if row_ids else "true")
 
     def take_over(self) -> int:
         """Turn other runs' `sending` into `in_doubt`; the caller holds the meter's lock."""
-        with transaction(self._connection):
-            return self._connection.execute(query("ledger", "take_over"), self._scope).rowcount
+        return take_over(self._connection, self._scope["event_name"], self._run_id)
 
     def expire(self, *, expired_before: datetime) -> list[str]:
         """Expire what was never processed and is too old now; return the rows' ids."""
@@ -149,7 +154,8 @@ class PostgresMeterLedger:
 
     def _fetch(self, name: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         claim = sql.SQL(query("ledger", "claim"))
-        text = sql.SQL(query("ledger", name)).format(claim=claim, only=self._only)
+        settled = sql.SQL(query("ledger", "minute_is_settled"))
+        text = sql.SQL(query("ledger", name)).format(claim=claim, only=self._only, minute_is_settled=settled)
         with self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(text, parameters).fetchall()
 
@@ -163,13 +169,12 @@ class PostgresMeterLedger:
         with transaction(self._connection):
             self._connection.execute(query("ledger", "tell"), self._scope)
 
-    def count_open(self, *, doubt_horizon: datetime) -> OpenCounts:
+    def count_open(self, *, now: datetime) -> OpenCounts:
         """Return what a run leaves open."""
+        horizons = {"doubt_horizon": now - RESEND_LIMIT, "undecided_before": now - UNDECIDED_MAX}
         with transaction(self._connection, read_only=True):
-            row = self._fetch("count_open", self._scope | {"doubt_horizon": doubt_horizon})[0]
-        return OpenCounts(
-            held_count=row["held_count"], held_ids=tuple(row["held_ids"] or ()), untried_count=row["untried_count"]
-        )
+            row = self._fetch("count_open", self._scope | horizons)[0]
+        return OpenCounts(**row | {"problem_ids": tuple(row["problem_ids"] or ())})
 
 
 def _columns(answers: Sequence[tuple[Heard, Transition]]) -> dict[str, Any]:
@@ -217,6 +222,12 @@ def _claim(row: Mapping[str, Any], run_id: int) -> Claim:
         quantity=row["quantity"],
         period_end=row["period_end"],
     )
+
+
+def take_over(connection: psycopg.Connection, event_name: str, run_id: int) -> int:
+    """Turn the `sending` of runs but this one into `in_doubt`; the caller holds the meter's lock. Return how many."""
+    with transaction(connection):
+        return connection.execute(query("ledger", "take_over"), {"event_name": event_name, "run_id": run_id}).rowcount
 
 
 def undeliverable(connection: psycopg.Connection, event_names: Sequence[str]) -> list[Undeliverable]:

@@ -145,7 +145,7 @@ class PostgresRows:
         try:
             with self._connection.cursor(row_factory=dict_row) as cursor:
                 return cursor.execute(text, parameters).fetchall()
-        except (pg.SyntaxErrorOrAccessRuleViolation, pg.DataException) as error:
+        except (psycopg.ProgrammingError, psycopg.DataError) as error:
             if isinstance(error, pg.InsufficientPrivilege):
                 raise
             where = f" (its `where` is: {self._meter.where})" if self._meter.where else ""

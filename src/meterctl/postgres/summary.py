@@ -9,6 +9,7 @@ from typing import Any
 from psycopg.rows import dict_row
 
 from meterctl.core.model import RESEND_LIMIT, Problem
+from meterctl.core.settlement import UNDECIDED_MAX
 from meterctl.postgres.connect import Connection, transaction
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows import Backlog
@@ -92,7 +93,7 @@ def meter_figures(connection: Connection, now: datetime, unreported: Mapping[str
 def ledger_problems(connection: Connection, now: datetime) -> list[LedgerProblem]:
     """Return what is open for a person, by meter and code, without hints."""
     with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(query("summary", "problems"), {"doubt_horizon": now - RESEND_LIMIT}).fetchall()
+        rows = cursor.execute(query("summary", "problems"), {"undecided_before": now - UNDECIDED_MAX}).fetchall()
     return [
         LedgerProblem(
             event_name=row["event_name"],
@@ -109,7 +110,7 @@ def latest_runs(connection: Connection, limit: int) -> list[Run]:
 
 
 def last_good_run(connection: Connection) -> datetime | None:
-    """Return when a run last ended with 0 or 10; None if none ever did."""
+    """Return when a report last ended with 0 or 10; None if none ever did."""
     with transaction(connection, read_only=True):
         row = connection.execute(query("summary", "last_good_run")).fetchone()
     return row[0] if row else None

@@ -21,7 +21,7 @@ def delivery_progress(*, wanted: bool) -> Iterator[Progress]:
     from rich.console import Console  # noqa: PLC0415 -- cron has no terminal, and need not wait for rich
 
     drawn_s = 0.0
-    with Console(stderr=True).status("collecting …") as status:
+    with Console(stderr=True, no_color=True).status("collecting …") as status:
 
         def draw(tally: Tally) -> None:
             nonlocal drawn_s

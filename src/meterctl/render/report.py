@@ -65,16 +65,16 @@ def _iso(instant: datetime) -> str:
     return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def show_report(document: ReportDocument, *, as_json: bool, quiet: bool) -> None:
+def show_report(document: ReportDocument, *, as_json: bool, quiet: bool, colour: bool = True) -> None:
     """Print a run's result: data on stdout, what needs a person on stderr."""
     if as_json:
         print(json.dumps(document.as_dict()))
     elif not quiet:
-        _show_counts(document)
+        _show_counts(document, colour=colour)
     _show_problems(document)
 
 
-def _show_counts(document: ReportDocument) -> None:
+def _show_counts(document: ReportDocument, *, colour: bool) -> None:
     if not sys.stdout.isatty():
         print(one_line(document.command, document.totals))
         return
@@ -82,7 +82,7 @@ def _show_counts(document: ReportDocument) -> None:
 
     figures = document.totals.figures()
     rows = [[t.event_name, *(str(t.figures()[name]) for name in figures)] for t in document.tallies]
-    print(table(["meter", *figures], rows, console=True))
+    print(table(["meter", *figures], rows, console=True, colour=colour))
 
 
 def one_line(command: str, total: Tally) -> str:

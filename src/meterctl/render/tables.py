@@ -4,11 +4,18 @@ import os
 import sys
 from collections.abc import Sequence
 
+NAME_AND_VALUE = 2
+"""Columns of a table that is a list of values already."""
+
+WIDEST = 10_000
+"""Columns of no terminal: how wide a table would like to be."""
+
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, console: bool, colour: bool = True) -> str:
     """Given column heads and rows of text, return the table as text without a newline at its end.
 
-    `console`: for a terminal, fitted to its width. Numbers are set to the right.
+    `console`: for a terminal, fitted to its width; where that would break words, a line for each value instead.
+    Numbers are set to the right.
     """
     return _drawn(columns, rows, colour=colour) if console else _plain(columns, rows)
 
@@ -36,6 +43,7 @@ def _plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], *, colour: bool) -> str:
     from rich.console import Console  # noqa: PLC0415 -- cron has no terminal, and need not wait for rich
+    from rich.measure import Measurement  # noqa: PLC0415 -- as above
     from rich.table import Table  # noqa: PLC0415 -- as above
     from rich.text import Text  # noqa: PLC0415 -- as above
 
@@ -45,7 +53,19 @@ def _drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], *, colour: boo
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     plain = not colour or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    console = Console(file=sys.stdout, no_color=plain, highlight=False)
+    console = Console(file=sys.stdout, color_system=None if plain else "auto", highlight=False)
+    breaks_words = Measurement.get(console, console.options.update(width=WIDEST), drawn).minimum > console.width
+    if breaks_words and len(columns) > NAME_AND_VALUE:
+        return _expanded(columns, rows)
     with console.capture() as captured:
         console.print(drawn)
     return captured.get().rstrip("\n")
+
+
+def _expanded(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return each row as lines of name and value, as psql does for what is too wide."""
+    width = max(map(len, columns))
+    return "\n\n".join(
+        "\n".join(f"{name.ljust(width)}  {cell}".rstrip() for name, cell in zip(columns, row, strict=True))
+        for row in rows
+    )

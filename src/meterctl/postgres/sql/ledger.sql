@@ -62,6 +62,7 @@ head AS (
           AND (e.doubt_since IS NULL OR e.doubt_since > %(doubt_horizon)s)
           AND (e.state = 'in_doubt' OR e.sent_timestamp >= %(expired_before)s)
           AND {only}
+          AND {minute_is_settled}
           AND NOT EXISTS (
               SELECT FROM meterctl.meter_events AS s
               WHERE s.event_name = %(event_name)s AND s.customer = lane.customer
@@ -95,6 +96,7 @@ WITH head AS (
     WHERE e.id = ANY (%(ids)s)
       AND e.state IN ('pending', 'in_doubt') AND e.held_reason IS NULL
       AND (e.doubt_since IS NULL OR e.doubt_since > %(doubt_horizon)s)
+      AND {minute_is_settled}
       AND NOT EXISTS (
           SELECT FROM meterctl.meter_events AS s
           WHERE s.event_name = e.event_name AND s.customer = e.customer
@@ -124,6 +126,15 @@ RETURNING event.id, event.event_name, event.customer, event.identifier, event.pa
           event.attempt_count, event.answers_heard, event.claimed_from, event.ever_in_doubt, event.source_row_id,
           event.quantity, event.period_end
 
+-- name: minute_is_settled
+-- Totals can only tell about a minute in which nothing is sent, so its other events wait while an old doubt is decided.
+NOT EXISTS (
+    SELECT FROM meterctl.meter_events AS d
+    WHERE d.event_name = e.event_name AND d.customer = e.customer AND d.state = 'in_doubt' AND d.held_reason IS NULL
+      AND d.doubt_since <= %(doubt_horizon)s
+      AND d.sent_timestamp >= date_trunc('minute', e.sent_timestamp)
+      AND d.sent_timestamp < date_trunc('minute', e.sent_timestamp) + interval '1 minute')
+
 -- name: take_over
 -- The run that holds the meter's lock comes back for what dead runs left: their attempts' fate is unknown. Locked: one
 -- of them is not dead, but only slow to commit.
@@ -145,12 +156,16 @@ WHERE state = 'pending' AND id IN (
 RETURNING coalesce(source_row_id, identifier) AS sample_id
 
 -- name: count_open
--- What a run leaves: held for a person (by reason, or by the age of its doubt), and due but not tried by this run.
+-- What a run leaves: held up by an old doubt, held for a person (by reason, or after days without a decision), and due
+-- but not tried by this run.
 SELECT count(*) FILTER (WHERE held) AS held_count,
-       (array_agg(id::text) FILTER (WHERE held))[1:5] AS held_ids,
-       count(*) FILTER (WHERE NOT held AND run_id IS DISTINCT FROM %(run_id)s) AS untried_count
+       count(*) FILTER (WHERE for_a_person) AS problem_count,
+       (array_agg(id::text) FILTER (WHERE for_a_person))[1:5] AS problem_ids,
+       count(*) FILTER (WHERE NOT held AND run_id IS DISTINCT FROM %(run_id)s AND minute_is_settled) AS untried_count
 FROM (
-    SELECT id, run_id, (held_reason IS NOT NULL OR (state = 'in_doubt' AND doubt_since <= %(doubt_horizon)s)) AS held
+    SELECT id, run_id, held_reason IS NOT NULL OR (state = 'in_doubt' AND doubt_since <= %(doubt_horizon)s) AS held,
+           held_reason IS NOT NULL OR (state = 'in_doubt' AND doubt_since <= %(undecided_before)s) AS for_a_person,
+           {minute_is_settled} AS minute_is_settled
     FROM meterctl.meter_events AS e
     WHERE event_name = %(event_name)s AND state IN ('pending', 'in_doubt') AND {only}
 ) AS open

@@ -36,7 +36,7 @@ FROM (
     FROM meterctl.meter_events
     WHERE state IN ('pending', 'sending', 'in_doubt', 'rejected', 'expired')
       AND (state IN ('rejected', 'expired') OR held_reason IS NOT NULL
-           OR (state = 'in_doubt' AND doubt_since <= %(doubt_horizon)s))
+           OR (state = 'in_doubt' AND doubt_since <= %(undecided_before)s))
 ) AS problem
 GROUP BY event_name, code
 ORDER BY event_name, code
@@ -54,4 +54,4 @@ ORDER BY run.id DESC
 
 -- name: last_good_run
 -- From the newest back to the first good one: a year of runs every few minutes is not read.
-SELECT finished_at FROM meterctl.runs WHERE exit_code IN (0, 10) ORDER BY id DESC LIMIT 1
+SELECT finished_at FROM meterctl.runs WHERE exit_code IN (0, 10) AND command LIKE 'report%%' ORDER BY id DESC LIMIT 1

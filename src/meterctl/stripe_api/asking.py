@@ -1,0 +1,26 @@
+"""Questions to Stripe: what its errors mean for the command that asked."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import stripe
+
+from meterctl.errors import NotPermittedError, UnavailableError
+
+T = TypeVar("T")
+
+
+def asked(call: Callable[[], T]) -> T:
+    """Return what Stripe answers. Raises NotPermittedError (401, 403), UnavailableError for every other failure."""
+    try:
+        return call()
+    except stripe.AuthenticationError as error:
+        raise NotPermittedError("Stripe refuses the key (401)", hint="check STRIPE_SECRET_KEY") from error
+    except stripe.PermissionError as error:
+        raise NotPermittedError(
+            f"Stripe forbids this to the key (403): {error.user_message}",
+            hint="give the restricted key the permissions README, section Set up Stripe, lists",
+        ) from error
+    except stripe.StripeError as error:
+        what = f"HTTP {error.http_status}" if error.http_status else "no answer"
+        raise UnavailableError(f"Stripe is away ({what})", hint="nothing is lost; run again") from error
