@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from meterctl.errors import ExitCode, MeterctlError
+from meterctl.errors import ExitCode, MeterctlError, UnavailableError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,11 +48,14 @@ def run() -> None:
 
 
 def _flush() -> None:
-    """Write out what is left for stdout; a reader that has gone away does not change the exit code."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes once more and says so
+    """Write out what is left for both streams; a reader that has gone away does not change the exit code."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by whoever started us
+        try:
+            stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python flushes once more and says so
+            if not isinstance(error, BrokenPipeError) and stream is sys.stdout:
+                _say(UnavailableError(f"the output could not be written: {error.strerror}"))
 
 
 if __name__ == "__main__":

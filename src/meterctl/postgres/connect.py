@@ -102,6 +102,8 @@ _KINDS: tuple[tuple[tuple[type[psycopg.Error], ...], type[MeterctlError], str], 
 """psycopg's errors → ours, with what to do. First match counts."""
 
 _WHILE_CONNECTING: tuple[tuple[str, type[MeterctlError], str], ...] = (
+    ("too many connections", UnavailableError, "nothing is lost; run again, or raise the limit of connections"),
+    ("permission denied for database", NotPermittedError, "GRANT CONNECT ON DATABASE … TO … helps"),
     ("password", NotPermittedError, "check user and password in DATABASE_URL"),
     ("no pg_hba.conf entry", NotPermittedError, "let this host and role in (pg_hba.conf)"),
     ('role "', NotPermittedError, "check the user in DATABASE_URL"),
@@ -112,6 +114,8 @@ _WHILE_CONNECTING: tuple[tuple[str, type[MeterctlError], str], ...] = (
 
 def _translation(error: psycopg.Error, doing: str) -> MeterctlError | None:
     message = f"{doing}: {_first_line(error)}"
+    if isinstance(error, pg.FeatureNotSupported) and "during recovery" in str(error):
+        return ConfigurationError(message, hint="this server is read-only (a replica?); use the primary")
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None and "FATAL" in str(error):
         refusals = (ours(message, hint=hint) for words, ours, hint in _WHILE_CONNECTING if words in str(error))
         if (refusal := next(refusals, None)) is not None:
