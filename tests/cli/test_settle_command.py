@@ -1,5 +1,7 @@
 """`meterctl settle` as a person and a script use it."""
 
+from datetime import timedelta
+
 import pytest
 
 from cli.conftest import Shell
@@ -201,3 +203,36 @@ def test_settling_is_no_report_for_a_watcher(shell: Shell) -> None:
     """A settle by hand must not hide that cron has stopped."""
     shell.run("settle")
     assert shell.run("summary", "--max-age", "26h").code == 11
+
+
+def test_a_shortfall_put_in_doubt_is_found_absent_and_sent_again(shell: Shell) -> None:
+    """Stripe answered 200 and dropped the events afterwards: it did not know the customer then."""
+    shell.stripe.set_options(unknown_customer="later")
+    shell.usage(2, quantity=3, known=False)
+    assert (shell.run("report-usage").code, shell.total) == (0, 0)
+    shell.stripe.create_customer("cus_1")
+    minute = shell.sql("SELECT to_char(min(sent_timestamp), 'YYYY-MM-DD\"T\"HH24:MI:00TZH') FROM meterctl.meter_events")
+    where = ("--meter", "ai_suggestion", "--customer", "cus_1", "--minute", minute[0][0])
+    done = shell.run("ledger", "doubt", *where, "--reason", "Stripe shows 0", "--yes")
+    assert (done.code, "2 events are in doubt" in done.stdout) == (0, True), done.stderr
+    shell.sql("UPDATE meterctl.meter_events SET last_attempt_at = now() - interval '3 hours'")
+    shell.run("settle")
+    an_hour_passes(shell)
+    shell.stripe.clock.advance(timedelta(minutes=1))
+    assert shell.run("settle").stdout.startswith("ai_suggestion: reads 1, present 0, absent 2")
+    assert shell.run("report-usage").code == 0
+    assert shell.total == 6
+    shell.assert_exact()
+
+
+def test_doubt_asks_first_and_wants_a_whole_minute(shell: Shell) -> None:
+    shell.usage()
+    shell.run("report-usage")
+    where = ("--meter", "ai_suggestion", "--customer", "cus_1", "--reason", "x")
+    assert shell.run("ledger", "doubt", *where, "--minute", "2026-11-21T02:00:30Z").code == 2
+    (minute,) = shell.sql("SELECT to_char(sent_timestamp, 'YYYY-MM-DD\"T\"HH24:MI:00TZH') FROM meterctl.meter_events")[
+        0
+    ]
+    assert shell.run("ledger", "doubt", *where, "--minute", minute).code == 2
+    assert shell.run("ledger", "doubt", *where, "--minute", minute, "-n").code == 0
+    assert state(shell)[0] == "accepted"

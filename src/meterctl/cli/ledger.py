@@ -1,4 +1,4 @@
-"""`ledger list | show | retry | waive`: the ledger by hand."""
+"""`ledger list | show | retry | waive | doubt`: the ledger by hand."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ from meterctl.errors import InputError, UsageError
 if TYPE_CHECKING:
     from meterctl.postgres.ledger_events import Selection
 
-app = typer.Typer(help="Look at events; issue rejected ones again, or close them with a reason.", no_args_is_help=True)
+app = typer.Typer(help="Look at events; retry, close or doubt them, each with a reason.", no_args_is_help=True)
 
 Ids = Annotated[list[str] | None, typer.Argument(help="Event ids.", metavar="[ID]...", show_default=False)]
 Code = Annotated[str | None, typer.Option("--code", help="Only events with this error code.")]
@@ -118,6 +118,32 @@ def waive_events(  # noqa: PLR0913 -- one parameter for each option; Typer's way
     """Close rejected or expired events for good: they will not be billed."""
     selection = _selection(ids, reason, code=code, meter=meter, customer=customer)
     _change(context, "waive", selection, reason, yes=yes, dry_run=dry_run, as_json=as_json)
+
+
+@app.command("doubt")
+def doubt_events(
+    context: typer.Context,
+    *,
+    meter: Annotated[str, typer.Option("--meter", help="The meter.", metavar="NAME")],
+    customer: Annotated[str, typer.Option("--customer", help="The Stripe customer id.")],
+    minute: Annotated[str, typer.Option("--minute", help="The minute, such as 2026-12-01T02:17:00Z.")],
+    reason: Reason,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Put accepted events of one customer and minute in doubt, where Stripe's total is short of them.
+
+    Totals settle them: what Stripe has is accepted again, what it has not is sent again.
+    """
+    from meterctl.cli.ledger_doubt import Asked, doubt_events
+    from meterctl.cli.options import instant
+    from meterctl.cli.wiring import open_settings
+    from meterctl.core.settlement import Window
+
+    window = Window(customer=customer, minute=instant(minute))
+    asked = Asked(meter=meter, window=window, reason=reason, yes=yes, dry_run=dry_run, as_json=as_json)
+    raise typer.Exit(doubt_events(open_settings(context), asked))
 
 
 def _selection(

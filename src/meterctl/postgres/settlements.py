@@ -156,3 +156,17 @@ def assume(
         else:
             done = put_back(connection, ids, now, reason=reason)
     return [event.id for event in done]
+
+
+def doubtable(connection: psycopg.Connection, event_name: str, window: Window) -> list[dict[str, Any]]:
+    """Return what the ledger takes for accepted in a customer and minute."""
+    parameters = {"event_name": event_name} | _of(window)
+    with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(query("settle", "doubtable"), parameters).fetchall()
+
+
+def put_in_doubt(connection: psycopg.Connection, ids: Sequence[int], reason: str) -> list[int]:
+    """Put accepted events in doubt, for Stripe's totals to settle; return the ids of those that still were accepted."""
+    with transaction(connection):
+        rows = connection.execute(query("settle", "doubt"), {"ids": list(ids), "reason": reason}).fetchall()
+    return sorted(row[0] for row in rows)

@@ -96,3 +96,19 @@ LEFT JOIN LATERAL (
 WHERE event.state = 'in_doubt' AND event.held_reason IS NOT NULL AND event.event_name = ANY (%(event_names)s)
 ORDER BY event.event_name, event.customer, event.sent_timestamp, event.id
 LIMIT %(limit)s
+
+-- name: doubtable
+-- What a person may put in doubt: what the ledger takes for accepted in one customer and minute.
+SELECT id, customer, quantity, identifier, source_row_id FROM meterctl.meter_events
+WHERE event_name = %(event_name)s AND customer = %(customer)s AND state = 'accepted'
+  AND sent_timestamp >= %(minute)s AND sent_timestamp < %(minute)s + interval '1 minute'
+ORDER BY id
+
+-- name: doubt
+-- In doubt since ever: only totals settle it, and no report sends it again on account of its age. The row keeps its
+-- stamp: the ledger decides, the stamp is its cache.
+UPDATE meterctl.meter_events
+SET state = 'in_doubt', ever_in_doubt = true, doubt_since = 'epoch', accepted_at = NULL, settled_by = NULL,
+    late = false, closed_reason = %(reason)s
+WHERE id = ANY (%(ids)s) AND state = 'accepted'
+RETURNING id
