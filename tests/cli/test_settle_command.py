@@ -1,5 +1,6 @@
 """`meterctl settle` as a person and a script use it."""
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -115,16 +116,16 @@ def test_a_report_says_what_is_held_and_where_to_look(held: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("assumption", "total", "settled_by"), [("--assume-present", 3, "person"), ("--assume-absent", 3, "already_exists")]
+    ("assumption", "expected"), [("--assume-present", ("accepted", "person")), ("--assume-absent", ("in_doubt", None))]
 )
-def test_a_persons_word_decides(held: Shell, assumption: str, total: int, settled_by: str) -> None:
-    """Assumed absent, it is sent again under its identifier: here Stripe still knew it."""
+def test_a_persons_word_decides(held: Shell, assumption: str, expected: tuple[str, str | None]) -> None:
+    """Assumed absent, it is sent again under its identifier: here Stripe knows it, so it is in doubt once more."""
     held.run("settle")
     done = held.run("settle", assumption, event_id(held), "--reason", "seen in the dashboard", "--yes")
     assert done.code == 0, done.stderr
     held.run("report-usage")
-    assert state(held) == ("accepted", settled_by, None, "seen in the dashboard")
-    assert held.total == total
+    assert state(held) == (*expected, None, "seen in the dashboard")
+    assert held.total == 3
 
 
 def test_without_agreement_nothing_is_changed(held: Shell) -> None:
@@ -208,18 +209,26 @@ def test_settling_is_no_report_for_a_watcher(shell: Shell) -> None:
 def test_a_shortfall_put_in_doubt_is_found_absent_and_sent_again(shell: Shell) -> None:
     """Stripe answered 200 and dropped the events afterwards: it did not know the customer then."""
     shell.stripe.set_options(unknown_customer="later")
-    shell.usage(2, quantity=3, known=False)
+    shell.usage(1, quantity=6, known=False)
     assert (shell.run("report-usage").code, shell.total) == (0, 0)
     shell.stripe.create_customer("cus_1")
     minute = shell.sql("SELECT to_char(min(sent_timestamp), 'YYYY-MM-DD\"T\"HH24:MI:00TZH') FROM meterctl.meter_events")
     where = ("--meter", "ai_suggestion", "--customer", "cus_1", "--minute", minute[0][0])
     done = shell.run("ledger", "doubt", *where, "--reason", "Stripe shows 0", "--yes")
-    assert (done.code, "2 events are in doubt" in done.stdout) == (0, True), done.stderr
+    assert (done.code, "1 events are in doubt" in done.stdout) == (0, True), done.stderr
     shell.sql("UPDATE meterctl.meter_events SET last_attempt_at = now() - interval '3 hours'")
     shell.run("settle")
     an_hour_passes(shell)
     shell.stripe.clock.advance(timedelta(minutes=1))
-    assert shell.run("settle").stdout.startswith("ai_suggestion: reads 1, present 0, absent 2")
+    assert shell.run("settle").stdout.startswith("ai_suggestion: reads 1, present 0, absent 1")
+    shell.run("report-usage")
+    assert state(shell)[0] == "in_doubt", "it knew the identifier"
+    shell.sql("UPDATE meterctl.meter_events SET last_attempt_at = now() - interval '3 hours'")
+    shell.run("settle")
+    an_hour_passes(shell)
+    shell.run("settle")
+    shell.stripe.set_options(identifier_window_h=0.0001)
+    time.sleep(1)
     assert shell.run("report-usage").code == 0
     assert shell.total == 6
     shell.assert_exact()

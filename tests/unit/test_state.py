@@ -1,5 +1,6 @@
 """The transition table, whole: every state an attempt starts from, by every outcome, by doubt or none."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import product
@@ -48,6 +49,16 @@ def claim(start: tuple[State, bool] = FRESH, *, answers_heard: int = 0, period_e
 def after(start: tuple[State, bool], kind: OutcomeKind, *, adopt_until: datetime | None = None) -> Transition:
     outcome = Outcome(kind=kind, heard=True, code="c", message="m")
     return advance(claim(start), outcome, now=NOW, grace=HOUR, adopt_identifiers_until=adopt_until)
+
+
+def test_a_known_identifier_of_what_was_proven_absent_is_a_matter_for_totals() -> None:
+    """Stripe remembers the identifiers of events that it dropped after its 200."""
+    for start in (CLEARED, DOUBTFUL):
+        proven = replace(claim(start), proven_absent=True)
+        transition = advance(proven, Outcome(kind=OutcomeKind.ALREADY_EXISTS, heard=True), now=NOW, grace=HOUR)
+        assert (transition.state, transition.totals_only) == (D, True)
+        assert advance(proven, Outcome(kind=OutcomeKind.ACCEPTED, heard=True), now=NOW, grace=HOUR).state is A
+        assert not advance(proven, Outcome(kind=OutcomeKind.UNKNOWN), now=NOW, grace=HOUR).totals_only
 
 
 def test_the_table_is_whole() -> None:

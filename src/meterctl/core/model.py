@@ -71,6 +71,7 @@ class Claim:
     """The right to make one attempt, committed before a byte goes out.
 
     `attempt_count` counts this attempt; `answers_heard` only earlier ones. `claimed_from` is pending or in_doubt.
+    `proven_absent`: after an earlier attempt Stripe's totals, or a person, said that it does not have the event.
     """
 
     event: MeterEvent
@@ -82,6 +83,7 @@ class Claim:
     source_row_id: str | None
     quantity: Decimal
     period_end: datetime | None
+    proven_absent: bool = False
 
     @property
     def older_doubt(self) -> bool:

@@ -23,6 +23,7 @@ class Transition:
     """What `record` writes for one heard attempt.
 
     `in_doubt`: whether `doubt_since` stays; every other state ends the doubt. `ever_in_doubt` is never cleared.
+    `totals_only`: the doubt counts as older than any identifier is remembered.
     """
 
     state: State
@@ -34,6 +35,7 @@ class Transition:
     error_code: str | None = None
     error_message: str | None = None
     request_id: str | None = None
+    totals_only: bool = False
 
     @property
     def moved_on(self) -> bool:
@@ -67,14 +69,23 @@ def advance(
         error_code=None if accepted else code,
         error_message=None if accepted else outcome.message,
         request_id=outcome.request_id,
+        totals_only=_contradicts(claim, outcome),
     )
+
+
+def _contradicts(claim: Claim, outcome: Outcome) -> bool:
+    """Whether Stripe knows the identifier of an event that it was proven not to have.
+
+    It remembers identifiers of events that it dropped after its 200, too, so only its totals can tell.
+    """
+    return claim.proven_absent and outcome.kind is OutcomeKind.ALREADY_EXISTS
 
 
 def _verdict(claim: Claim, outcome: Outcome, *, adopting: bool) -> tuple[State, SettledBy | None, str | None]:
     kind = outcome.kind
     if kind is OutcomeKind.ACCEPTED:
         return State.ACCEPTED, SettledBy.ANSWER, None
-    if kind is OutcomeKind.ALREADY_EXISTS:
+    if kind is OutcomeKind.ALREADY_EXISTS and not _contradicts(claim, outcome):
         if claim.ever_in_doubt or adopting:
             return State.ACCEPTED, SettledBy.ALREADY_EXISTS, None
         return State.REJECTED, None, IDENTIFIER_TAKEN

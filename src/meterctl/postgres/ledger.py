@@ -193,6 +193,7 @@ def _columns(answers: Sequence[tuple[Heard, Transition]]) -> dict[str, Any]:
         "error_codes": [_storable(t.error_code) for t in after],
         "error_messages": [_storable(t.error_message) for t in after],
         "request_ids": [_storable(t.request_id) for t in after],
+        "totals_onlys": [t.totals_only for t in after],
     }
 
 
@@ -221,6 +222,7 @@ def _claim(row: Mapping[str, Any], run_id: int) -> Claim:
         source_row_id=row["source_row_id"],
         quantity=row["quantity"],
         period_end=row["period_end"],
+        proven_absent=row["proven_absent"],
     )
 
 

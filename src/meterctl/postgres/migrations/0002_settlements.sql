@@ -30,6 +30,9 @@ CREATE TABLE meterctl.settlements (
 CREATE UNIQUE INDEX one_series_per_window ON meterctl.settlements (event_name, customer, minute)
     WHERE decision IS NULL;
 
+-- What totals, or a person, found Stripe not to have: from then on a known identifier proves nothing.
+ALTER TABLE meterctl.meter_events ADD COLUMN proven_absent boolean NOT NULL DEFAULT false;
+
 -- The doubts of a customer and minute: newer events of that minute wait for them.
 CREATE INDEX doubts ON meterctl.meter_events (event_name, customer, sent_timestamp) WHERE state = 'in_doubt';
 

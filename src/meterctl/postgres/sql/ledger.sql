@@ -4,7 +4,8 @@ UPDATE meterctl.meter_events AS event
 SET state = heard.state,
     answers_heard = heard.answers_heard,
     ever_in_doubt = event.ever_in_doubt OR heard.ever_in_doubt,
-    doubt_since = CASE WHEN heard.state = 'in_doubt' THEN event.doubt_since END,
+    doubt_since = CASE WHEN heard.state <> 'in_doubt' THEN NULL
+                       WHEN heard.totals_only THEN 'epoch' ELSE event.doubt_since END,
     settled_by = heard.settled_by,
     accepted_at = heard.accepted_at,
     late = heard.late,
@@ -16,9 +17,10 @@ SET state = heard.state,
 FROM unnest(
     %(ids)s::bigint[], %(attempt_counts)s::int[], %(states)s::text[], %(answers_heards)s::int[],
     %(ever_in_doubts)s::bool[], %(settled_bys)s::text[], %(accepted_ats)s::timestamptz[], %(lates)s::bool[],
-    %(error_codes)s::text[], %(error_messages)s::text[], %(request_ids)s::text[]
+    %(error_codes)s::text[], %(error_messages)s::text[], %(request_ids)s::text[],
+    %(totals_onlys)s::bool[]
 ) AS heard (id, attempt_count, state, answers_heard, ever_in_doubt, settled_by, accepted_at, late, error_code,
-            error_message, request_id)
+            error_message, request_id, totals_only)
 WHERE event.id = heard.id AND event.state = 'sending' AND event.run_id = %(run_id)s
   AND event.attempt_count = heard.attempt_count
 RETURNING event.id
@@ -124,7 +126,7 @@ FROM head
 WHERE event.id = head.id
 RETURNING event.id, event.event_name, event.customer, event.identifier, event.payload, event.sent_timestamp,
           event.attempt_count, event.answers_heard, event.claimed_from, event.ever_in_doubt, event.source_row_id,
-          event.quantity, event.period_end
+          event.quantity, event.period_end, event.proven_absent
 
 -- name: minute_is_settled
 -- Totals can only tell about a minute in which nothing is sent, so its other events wait while an old doubt is decided.

@@ -68,10 +68,11 @@ WHERE id = ANY (%(ids)s) AND state = 'in_doubt'
 RETURNING id, source_row_id, quantity, late
 
 -- name: return
--- Proven absent: due again under the same identifier, a second guard that costs nothing. Too old for Stripe: expired.
+-- Proven absent: due again under the same identifier, a second guard that costs nothing: should Stripe say that it knows
+-- it, the event is in doubt once more. Too old for Stripe: expired.
 UPDATE meterctl.meter_events
 SET state = CASE WHEN sent_timestamp < %(expired_before)s THEN 'expired' ELSE 'pending' END,
-    doubt_since = NULL, held_reason = NULL, closed_reason = %(reason)s, told = false,
+    doubt_since = NULL, held_reason = NULL, closed_reason = %(reason)s, told = false, proven_absent = true,
     error_code = CASE WHEN sent_timestamp < %(expired_before)s THEN 'expired' END,
     error_message = CASE WHEN sent_timestamp < %(expired_before)s
                          THEN 'proven absent from Stripe, and older than the 35 days it takes' END
