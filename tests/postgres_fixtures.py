@@ -48,10 +48,15 @@ def pg_server() -> Iterator[EmbeddedPostgres]:
 @pytest.fixture(scope="session")
 def template_database(pg_server: EmbeddedPostgres) -> str:
     """The name of a database with our schema, migrated, and the shipped application tables. Only for cloning."""
+    return make_template(pg_server)
+
+
+def make_template(server: EmbeddedPostgres) -> str:
+    """Make that database on a server; return its name."""
     from meterctl.postgres.migrate import migrate  # noqa: PLC0415 -- tests without a database need not import it
 
-    _administer(pg_server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
-    url = pg_server.conninfo(TEMPLATE)
+    _administer(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+    url = server.conninfo(TEMPLATE)
     migrate(url)
     with psycopg.connect(url) as connection:
         connection.execute(SHIPPED_TABLES.read_bytes())
@@ -61,14 +66,14 @@ def template_database(pg_server: EmbeddedPostgres) -> str:
 @pytest.fixture
 def database_url(pg_server: EmbeddedPostgres, template_database: str) -> Iterator[str]:
     """The URL of this test's own copy of the template, usable as DATABASE_URL."""
-    with _database(pg_server, template_database) as url:
+    with clone(pg_server, template_database) as url:
         yield url
 
 
 @pytest.fixture
 def empty_database_url(pg_server: EmbeddedPostgres) -> Iterator[str]:
     """The URL of this test's own database without any table of ours."""
-    with _database(pg_server, "template0") as url:
+    with clone(pg_server, "template0") as url:
         yield url
 
 
@@ -86,7 +91,8 @@ def short_tmp() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _database(server: EmbeddedPostgres, template: str) -> Iterator[str]:
+def clone(server: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """Give the URL of a database cloned for the block."""
     name = f"test_{next(_numbers)}"
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
     _administer(server, create, strategy=sql.SQL(" STRATEGY FILE_COPY"))

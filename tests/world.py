@@ -5,7 +5,7 @@ dispatcher. Waiting costs no time, so a test may let five attempts fail or a nig
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -15,12 +15,13 @@ import psycopg
 from psycopg.rows import dict_row
 
 from meterctl.actions.report import MeterJob, Report, ReportOptions, ReportResult
+from meterctl.actions.settle import Settlement, Settlements
 from meterctl.clock import HostClock
 from meterctl.core.model import Claim
 from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import SerialDispatcher
 from meterctl.ports import Dispatcher, MeterEvents, StopRequest, Totals
-from meterctl.postgres.ledger import PostgresMeterLedger, undeliverable
+from meterctl.postgres.ledger import PostgresMeterLedger, take_over, undeliverable
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.runs import claim_ledger, start_run
@@ -74,6 +75,8 @@ class World:
     wrap_totals: Callable[[Totals], Totals] = lambda totals: totals
     stop: StopRequest = field(default_factory=StopRequest)
     run_after_claim: Callable[[], None] = lambda: None
+    wrap_connection: Callable[[psycopg.Connection], psycopg.Connection] = lambda connection: connection
+    wrap_job: Callable[[MeterJob], MeterJob] = lambda job: job
 
     def settings(self) -> Settings:
         environ = {
@@ -83,30 +86,55 @@ class World:
         }
         return load_settings(config_file=None, environ=environ, flags=self.config)
 
-    def run(self, **options: Any) -> ReportResult:
-        """Report once, as the command does, on a database connection of its own."""
+    def run(self, *, locked: bool = True, host_clock: HostClock | None = None, **options: Any) -> ReportResult:
+        """Report once, as the command does, on a database connection of its own.
+
+        Not `locked`: on a host that takes the lock to be its own though it is not.
+        """
         settings = self.settings()
+        host_clock = host_clock or self.time
         owner = LedgerOwner(account=self.stripe.account_id, livemode=False)
         events = self.wrap_events(SingleEvents(stripe_client(settings.stripe, connections_max=1, read_timeout_s=1.0)))
-        with psycopg.connect(self.database_url, autocommit=True) as connection:
+        with psycopg.connect(self.database_url, autocommit=True) as opened:
+            connection = self.wrap_connection(opened)
             claim_ledger(connection, owner, self.time.now())
             run_id = start_run(connection, "report", owner, self.time.now())
-            with MeterLocks(self.database_url, run_label="test", host_clock=self.time) as locks:
+            with self.locks() if locked else nullcontext(Everybodys()) as locks:
                 report = Report(
                     options=ReportOptions(**options),
                     livemode=False,
                     grace=timedelta(hours=1),
                     clock=self.time,
-                    host_clock=self.time,
+                    host_clock=host_clock,
                     locks=locks,
-                    dispatcher=lambda: _serial(events, self.time, self.run_after_claim),
+                    dispatcher=lambda: _serial(events, host_clock, self.run_after_claim),
                     stop=self.stop,
                     jitter=lambda: 0.5,
                     undeliverable=lambda: undeliverable(
                         connection, [one.event_name for one in settings.enabled_meters.values()]
                     ),
                 )
-                return report.run({"ai_suggestion": lambda: self.job(settings, connection, owner, run_id)})
+                return report.run(
+                    {"ai_suggestion": lambda: self.wrap_job(self.job(settings, connection, owner, run_id))}
+                )
+
+    def locks(self) -> MeterLocks:
+        return MeterLocks(self.database_url, run_label="test", host_clock=self.time)
+
+    def settle(self) -> Settlements:
+        """Settle by totals once, as `meterctl settle` does."""
+        with psycopg.connect(self.database_url, autocommit=True) as opened, self.locks() as locks:
+            connection = self.wrap_connection(opened)
+            assert locks.acquire("ai_suggestion", timeout_s=0, stopping=lambda: False)
+            take_over(connection, "ai_suggestion", 0)
+            parts = self.settling(connection, self.settings(), 0)
+            return Settlement(
+                ledger=parts["settlements"],
+                totals=parts["totals"],
+                clock=self.time,
+                grace=timedelta(hours=1),
+                may_go_on=lambda: True,
+            ).run()
 
     def job(self, settings: Settings, connection: psycopg.Connection, owner: LedgerOwner, run_id: int) -> MeterJob:
         meter = settings.meters["ai_suggestion"]
@@ -212,6 +240,18 @@ def settling(connection: psycopg.Connection, settings: Settings, key: str, run_i
         ),
         "totals": MeterSummaries(client, meter.event_name, livemode=False, pace_per_s=None),
     }
+
+
+class Everybodys:
+    """A lock that lets everybody in."""
+
+    def acquire(self, event_name: str, *, timeout_s: float, stopping: Callable[[], bool]) -> bool:
+        return bool(event_name) and timeout_s >= 0 and not stopping()
+
+    def holder(self, event_name: str) -> str:
+        return event_name
+
+    def keep(self) -> None: ...
 
 
 @contextmanager

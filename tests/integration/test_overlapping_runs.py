@@ -1,7 +1,7 @@
 """The lock is courtesy: two runs that both believe to hold it still bill every unit once."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -19,21 +19,9 @@ from meterctl.postgres.runs import claim_ledger, start_run
 from meterctl.sandbox.local_stripe import FaultKind, RandomFaults
 from meterctl.stripe_api.client import stripe_client
 from meterctl.stripe_api.single import SingleEvents
-from world import World, open_world
+from world import Everybodys, World, open_world
 
 LANES, EVENTS = 15, 240
-
-
-class Everybodys:
-    """A lock that lets everybody in."""
-
-    def acquire(self, event_name: str, *, timeout_s: float, stopping: Callable[[], bool]) -> bool:
-        return bool(event_name) and timeout_s >= 0 and not stopping()
-
-    def holder(self, event_name: str) -> str:
-        return event_name
-
-    def keep(self) -> None: ...
 
 
 @pytest.fixture

@@ -1,0 +1,132 @@
+"""Defects switched on by tests alone: a checker that cannot fail proves nothing."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from unittest.mock import patch
+
+import psycopg
+
+from meterctl.actions import deliver, settle
+from meterctl.core import model, settlement, state
+from meterctl.core.model import Claim, Outcome, OutcomeKind, SettledBy, State
+from meterctl.ports import Claimed
+from meterctl.postgres.ledger import PostgresMeterLedger
+
+Patches = Callable[[], list[Any]]
+
+_verdict = state._verdict  # noqa: SLF001 -- the very decision that is to go wrong
+_exchange = PostgresMeterLedger.exchange
+
+
+def _safe_window_ignored() -> list[Any]:
+    """A doubt is sent again however old it is."""
+    return [patch.object(deliver, "RESEND_LIMIT", timedelta(days=1000)), patch.object(settle, "READS_MAX", 0)]
+
+
+def _answers(change: Callable[[Claim, Outcome], tuple[State, SettledBy | None, str | None] | None]) -> list[Any]:
+    def verdict(claim: Claim, outcome: Outcome, *, adopting: bool) -> tuple[State, SettledBy | None, str | None]:
+        return change(claim, outcome) or _verdict(claim, outcome, adopting=adopting)
+
+    return [patch.object(state, "_verdict", verdict)]
+
+
+def _already_exists_is_an_error() -> list[Any]:
+    """The duplicate answer to our own repetition is taken for a rejection."""
+    taken = (State.REJECTED, None, state.IDENTIFIER_TAKEN)
+    return _answers(lambda _, outcome: taken if outcome.kind is OutcomeKind.ALREADY_EXISTS else None)
+
+
+def _throttling_clears_a_doubt() -> list[Any]:
+    """A 429 after a lost answer is believed about both attempts."""
+    return _answers(
+        lambda _, outcome: (State.PENDING, None, outcome.code) if outcome.kind is OutcomeKind.NOT_PROCESSED else None
+    )
+
+
+def _key_kept_after_an_answer() -> list[Any]:
+    """The Idempotency-Key of a stored 500 is used again."""
+    return [patch.object(model.Claim, "idempotency_key", property(lambda claim: f"{claim.event.identifier}:0"))]
+
+
+def _one_read_believed() -> list[Any]:
+    """The first summary that is read decides."""
+    return [patch.object(settlement, "SERIES_MIN", timedelta(0))]
+
+
+def _claim_not_committed() -> list[Any]:
+    """The claim becomes durable with its answer only: after a crash nothing tells of the attempt."""
+    uncommitted: dict[int, dict[str, Any]] = {}
+
+    def exchange(self: PostgresMeterLedger, answers: Any, request: Any, *, now: Any) -> Claimed:
+        connection: psycopg.Connection = self._connection
+        for heard, _ in answers:
+            _restore(connection, uncommitted.pop(heard.claim.event.id, None))
+        claimed = _exchange(self, answers, request, now=now)
+        for claim in claimed.claims:
+            uncommitted[claim.event.id] = _forget(connection, claim)
+        return claimed
+
+    return [patch.object(PostgresMeterLedger, "exchange", exchange)]
+
+
+COLUMNS = ("state", "claimed_from", "claimed_at", "doubt_since", "attempt_count", "run_id", "last_attempt_at")
+
+
+def _forget(connection: psycopg.Connection, claim: Claim) -> dict[str, Any]:
+    names = ", ".join(COLUMNS)
+    row = connection.execute(f"SELECT {names} FROM meterctl.meter_events WHERE id = {claim.event.id}").fetchone()  # noqa: S608 -- our own names
+    assert row is not None
+    was = claim.claimed_from.value
+    connection.execute(
+        "UPDATE meterctl.meter_events SET state = %s, claimed_from = NULL, claimed_at = NULL, run_id = NULL,"
+        " doubt_since = CASE WHEN %s = 'in_doubt' THEN doubt_since END, attempt_count = attempt_count - 1,"
+        " answers_heard = least(answers_heard, attempt_count - 1) WHERE id = %s",
+        [was, was, claim.event.id],
+    )
+    return {"id": claim.event.id, **dict(zip(COLUMNS, row, strict=True))}
+
+
+def _restore(connection: psycopg.Connection, row: Mapping[str, Any] | None) -> None:
+    if row is not None:
+        places = ", ".join(f"{name} = %({name})s" for name in COLUMNS)
+        connection.execute(f"UPDATE meterctl.meter_events SET {places} WHERE id = %(id)s", row)  # noqa: S608 -- our own names
+
+
+def _stamp_before_the_answer() -> list[Any]:
+    """Rows are stamped when their events are claimed."""
+
+    def exchange(self: PostgresMeterLedger, answers: Any, request: Any, *, now: Any) -> Claimed:
+        claimed = _exchange(self, answers, request, now=now)
+        rows = [claim.source_row_id for claim in claimed.claims]
+        self._connection.execute(
+            "UPDATE usage_events SET stripe_reported_at = %s WHERE id::text = ANY (%s)", [now, rows]
+        )
+        return claimed
+
+    return [patch.object(PostgresMeterLedger, "exchange", exchange)]
+
+
+DEFECTS: Mapping[str, Patches] = {
+    "safe-window-ignored": _safe_window_ignored,
+    "claim-not-committed": _claim_not_committed,
+    "stamp-before-answer": _stamp_before_the_answer,
+    "already-exists-is-an-error": _already_exists_is_an_error,
+    "throttling-clears-a-doubt": _throttling_clears_a_doubt,
+    "key-kept-after-an-answer": _key_kept_after_an_answer,
+    "one-read-believed": _one_read_believed,
+}
+
+
+@contextmanager
+def planted(name: str | None) -> Iterator[None]:
+    """Switch a defect on within the block."""
+    patches = DEFECTS[name]() if name else []
+    for one in patches:
+        one.start()
+    try:
+        yield
+    finally:
+        for one in patches:
+            one.stop()

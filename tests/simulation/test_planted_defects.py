@@ -1,0 +1,27 @@
+"""The checker can fail: each planted defect is found, here by the first seed that was seen to find it."""
+
+import pytest
+
+from simulation.planted import DEFECTS, planted
+from simulation.seeds import simulate
+
+FOUND_BY = {
+    "safe-window-ignored": (12, "billed twice"),
+    "claim-not-committed": (65, "is billed, and the ledger says not"),
+    "stamp-before-answer": (6, "does not come to rest"),
+    "already-exists-is-an-error": (0, "is billed, and the ledger says not"),
+    "throttling-clears-a-doubt": (20, "billed twice"),
+    "key-kept-after-an-answer": (0, "leaves no young doubt"),
+    "one-read-believed": (2, "one_read_decides_nothing"),
+}
+
+
+def test_every_defect_has_its_seed() -> None:
+    assert set(FOUND_BY) == set(DEFECTS)
+
+
+@pytest.mark.parametrize("defect", FOUND_BY)
+def test_a_planted_defect_is_found(database_url: str, defect: str) -> None:
+    seed, how = FOUND_BY[defect]
+    with planted(defect), pytest.raises(AssertionError, match=how):
+        simulate(database_url, seed)
