@@ -8,7 +8,7 @@ from simulation.seeds import simulate
 FOUND_BY = {
     "safe-window-ignored": (12, "billed twice"),
     "claim-not-committed": (65, "is billed, and the ledger says not"),
-    "stamp-before-answer": (6, "does not come to rest"),
+    "stamp-before-answer": (6, "stamped, not billed"),
     "already-exists-is-an-error": (0, "is billed, and the ledger says not"),
     "throttling-clears-a-doubt": (20, "billed twice"),
     "key-kept-after-an-answer": (0, "leaves no young doubt"),
