@@ -282,29 +282,26 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("batches", [1, 2])
-def test_killed_between_batches_nothing_is_half_forgotten_and_running_again_ends_the_same(
-    shell: Shell, batches: int
-) -> None:
-    reported(shell, 1300, customers=40)
+def test_killed_between_batches_nothing_is_half_forgotten_and_running_again_ends_the_same(shell: Shell) -> None:
+    reported(shell, 600, customers=40)
     shell.sql(
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN PERFORM pg_sleep(0.002); RETURN NEW; END $$;"
         "CREATE TRIGGER slow BEFORE UPDATE ON usage_events FOR EACH ROW EXECUTE FUNCTION dawdle()"
     )
     child = shell.start("db", "forget-test", "--yes")
-    wait_until(lambda: counts(shell)[0] <= 1300 - 500 * batches)
+    wait_until(lambda: counts(shell)[0] <= 100)
     child.kill()
     child.communicate()
     wait_until(lambda: not shell.sql("SELECT FROM pg_stat_activity WHERE application_name LIKE 'meterctl %%@%%'"))
     events, _, owners, stamped = counts(shell)
-    assert 0 < events == stamped < 1300, "it died in the middle of the work"
+    assert 0 < events == stamped < 600, "it died in the middle of the work"
     assert (owners, half_forgotten(shell)) == (1, 0)
     assert live(shell).code == 78, "still in test mode"
     shell.sql("DROP TRIGGER slow ON usage_events")
     assert (forget(shell, "--yes").code, counts(shell)) == (0, (0, 0, 0, 0))
     assert live(shell).code == 0
-    assert sum(shell.stripe.totals(livemode=True).values()) == 1300
+    assert sum(shell.stripe.totals(livemode=True).values()) == 600
 
 
 def test_rows_the_application_edited_or_deleted_meanwhile(shell: Shell) -> None:

@@ -105,6 +105,7 @@ def test_a_stripe_that_falls_mute_in_mid_run_ends_it(shell: Shell, customers: in
 
 
 @pytest.mark.slow
+@SLOW
 def test_a_mute_postgresql_is_69_after_the_connect_time_out(shell: Shell) -> None:
     """Ten seconds, whatever the URL says: a firewall that swallows packets looks like this."""
     with mute_server() as port:
