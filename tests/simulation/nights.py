@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 
+from meterctl.actions.collect import EXPIRED_LOOK_BACK
 from meterctl.core.model import RESEND_LIMIT
 from meterctl.core.settlement import Window
 from meterctl.errors import MeterctlError
@@ -232,12 +233,13 @@ class Simulation:
         raise AssertionError("the job does not come to rest")
 
     def _due(self) -> bool:
-        return bool(
-            self.world.rows(
-                "SELECT 1 AS n FROM usage_events WHERE stripe_reported_at IS NULL AND id IN "
-                "(SELECT source_row_id::bigint FROM meterctl.meter_events WHERE state = 'accepted')"
-            )
+        """Whether a row of the look-back still lacks its stamp."""
+        found = self.world.connection.execute(
+            "SELECT 1 FROM usage_events WHERE stripe_reported_at IS NULL AND created_at > %s AND id::text IN"
+            " (SELECT source_row_id FROM meterctl.meter_events WHERE state = 'accepted')",
+            [self.world.time.now() - EXPIRED_LOOK_BACK],
         )
+        return found.fetchone() is not None
 
     def _settle_what_is_held(self) -> None:
         known = {event.identifier for event in self.world.stripe.events() if event.counted}
