@@ -83,6 +83,9 @@ def test_a_wrong_password_is_77_and_is_not_shown(own: tuple[Shell, EmbeddedPostg
     done = shell.run("report-usage")
     refused(done, 77, "check user and password in DATABASE_URL")
     assert "not-" not in done.stderr
+    password = right.partition("postgres:")[2].partition("@")[0]
+    shell.extra = {"DATABASE_URL": right.replace(f":{password}@", "@", 1)}
+    refused(shell.run("report-usage"), 77, "check user and password in DATABASE_URL")
 
 
 @contextmanager

@@ -145,6 +145,7 @@ def test_a_stamp_older_than_the_acceptance_is_somebody_elses_and_stays(shell: Sh
     assert "(e.g. 2)" in done.stderr
 
 
+@pytest.mark.long
 def test_a_column_that_keeps_whole_seconds_loses_its_stamps_too(shell: Shell) -> None:
     shell.sql("ALTER TABLE usage_events ALTER stripe_reported_at TYPE timestamptz(0)")
     reported(shell)
@@ -157,6 +158,7 @@ def test_a_column_that_keeps_whole_seconds_loses_its_stamps_too(shell: Shell) ->
     assert (forget(shell, "--yes").code, counts(shell)) == (0, (0, 0, 0, 0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "made_live",
     [
@@ -198,6 +200,7 @@ def test_a_running_report_is_75_and_named(shell: Shell, locked: str) -> None:
     assert counts(shell) == before
 
 
+@pytest.mark.long
 def test_a_report_that_waits_for_its_lock_is_75_and_named(shell: Shell) -> None:
     """It has found the ledger to be its own already, and would go on with one that has no owner."""
     reported(shell)
@@ -247,6 +250,7 @@ def test_a_meter_no_longer_configured_does_not_matter_where_nothing_was_accepted
     assert (done.code, counts(shell)) == (0, (0, 0, 0, 0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -266,6 +270,7 @@ def test_a_table_whose_stamps_cannot_be_taken_off_is_78(
     assert said in done.stderr
 
 
+@pytest.mark.long
 def test_row_ids_of_another_kind_are_78(shell: Shell) -> None:
     reported(shell)
     shell.sql("UPDATE meterctl.meter_events SET source_row_id = 'r-' || source_row_id")
@@ -282,6 +287,7 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_killed_between_batches_nothing_is_half_forgotten_and_running_again_ends_the_same(shell: Shell) -> None:
     reported(shell, 600, customers=40)
     shell.sql(
@@ -358,6 +364,7 @@ def test_a_row_locked_by_the_application_stays_for_the_next_time(shell: Shell) -
     assert (forget(shell, "--yes").code, counts(shell)) == (0, (0, 0, 0, 0))
 
 
+@pytest.mark.long
 def test_a_row_that_a_view_hides_keeps_its_event(shell: Shell, tmp_path: Path) -> None:
     reported(shell, 4)
     shell.sql("CREATE VIEW recent_usage AS SELECT * FROM usage_events WHERE id <> 2")

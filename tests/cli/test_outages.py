@@ -18,7 +18,7 @@ from meterctl.stripe_api.client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, stripe
 
 ENDS_WITHIN_S = 180.0
 SLOW = pytest.mark.skipif(
-    not os.environ.get("METERCTL_TEST_SLOW"), reason="waits out the real read time-out; METERCTL_TEST_SLOW=1 runs it"
+    not os.environ.get("METERCTL_TEST_LONG"), reason="waits out the real read time-out; METERCTL_TEST_LONG=1 runs it"
 )
 
 

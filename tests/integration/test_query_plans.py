@@ -204,7 +204,8 @@ def test_claim_again(ledger: PostgresMeterLedger) -> None:
     claimed = ledger.exchange([], request(*(claim.event.id for claim in claims)), now=NOW)
     assert len(claimed.claims) == 24
     ways = accesses(Explaining.plans)["meter_events"]
-    assert ways <= {"claimable", "one_sending_per_lane", "meter_events_pkey", "doubts"}
+    # PostgreSQL 14 looks for what is being sent in `not_at_rest`, which holds no history either.
+    assert ways <= {"claimable", "one_sending_per_lane", "meter_events_pkey", "doubts", "not_at_rest"}
 
 
 @pytest.mark.usefixtures("collected")

@@ -6,11 +6,11 @@ from simulation.planted import DEFECTS, planted
 from simulation.seeds import simulate
 
 FOUND_BY = {
-    "safe-window-ignored": (12, "billed twice"),
-    "claim-not-committed": (65, "is billed, and the ledger says not"),
+    "safe-window-ignored": (20, "billed .*, the ledger says"),
+    "claim-not-committed": (65, "billed .*, the ledger says"),
     "stamp-before-answer": (6, "stamped, not billed"),
-    "already-exists-is-an-error": (0, "is billed, and the ledger says not"),
-    "throttling-clears-a-doubt": (20, "billed twice"),
+    "already-exists-is-an-error": (0, "billed .*, the ledger says"),
+    "throttling-clears-a-doubt": (20, "billed .*, the ledger says"),
     "key-kept-after-an-answer": (0, "leaves no young doubt"),
     "one-read-believed": (2, "one_read_decides_nothing"),
 }

@@ -94,13 +94,18 @@ class Answers:
             self.stop(ExitCode.NOT_PERMITTED, f"Stripe says {outcome.status}: {outcome.message}")
         elif outcome.kind is OutcomeKind.METER_UNAVAILABLE:
             self.stop(ExitCode.CONFIGURATION, f"Stripe has no active meter: {outcome.message}", whole_run=False)
-        elif not may_retry(outcome):
+        elif not (may_retry(outcome) or self._may_be_a_stored_answer(one)):
             self.retries.settled(event.id)
             self.tally.failed += outcome.kind is not OutcomeKind.NOT_SENT
         elif not self.retries.put(event.id, event.customer, now_s=now_s, jitter=self.jitter()):
             self.tally.failed += 1
             self.watch.exhausted()
         self._note_returned(outcome)
+
+    def _may_be_a_stored_answer(self, one: Heard) -> bool:
+        """Whether a rejection may be the replay of a lost one: under the next key Stripe judges the event anew."""
+        rejected = one.outcome.kind is OutcomeKind.REJECTED
+        return rejected and one.claim.older_doubt and not self.retries.was_tried(one.claim.event.id)
 
     def _note_returned(self, outcome: Outcome) -> None:
         """Faults of the run are not faults of an event: it stays due, and the next run takes it up."""

@@ -101,6 +101,10 @@ class RetryQueue:
         heapq.heappush(self._due, (now_s + backoff_s(attempts, jitter), event_id))
         return True
 
+    def was_tried(self, event_id: int) -> bool:
+        """Whether the event waits, or waited, for another attempt in this run."""
+        return event_id in self._attempts
+
     def requeue(self, event_ids: Iterable[int], *, at_s: float) -> None:
         """Put back events whose claim was not granted; no attempt was made."""
         for event_id in event_ids:

@@ -116,11 +116,16 @@ def _translation(error: psycopg.Error, doing: str) -> MeterctlError | None:
     message = f"{doing}: {_first_line(error)}"
     if isinstance(error, pg.FeatureNotSupported) and "during recovery" in str(error):
         return ConfigurationError(message, hint="this server is read-only (a replica?); use the primary")
-    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None and "FATAL" in str(error):
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None and _is_refusal(str(error)):
         refusals = (ours(message, hint=hint) for words, ours, hint in _WHILE_CONNECTING if words in str(error))
         if (refusal := next(refusals, None)) is not None:
             return refusal
     return next((ours(message, hint=hint) for theirs, ours, hint in _KINDS if isinstance(error, theirs)), None)
+
+
+def _is_refusal(text: str) -> bool:
+    """Whether the server turned the connection down, or the client had not what it was asked for."""
+    return "FATAL" in text or "no password supplied" in text
 
 
 def _first_line(error: psycopg.Error) -> str:
