@@ -130,6 +130,7 @@ def test_any_locale_shows_every_name(abroad: Shell, locale: dict[str, str], show
     assert "ledger retry --code resource_missing" in summary.stdout.decode(encoding)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "value", "code"),
     [
@@ -186,6 +187,7 @@ def test_no_colour_where_none_is_wanted(
     assert ("\x1b" in done.stdout) is (command == ("report-usage",) and extra.get("TERM") != "dumb")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", [40, 80])
 @pytest.mark.parametrize("command", [("report-usage",), ("runs",), ("ledger", "list")])
 def test_a_narrow_terminal_breaks_no_word(shell: Shell, command: tuple[str, ...], columns: int) -> None:
@@ -253,6 +255,7 @@ def test_a_full_disk_under_stdout_is_told_in_a_line(shell: Shell) -> None:
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_broken_log_stream_stops_no_delivery(shell: Shell) -> None:
     """Whoever read the log of the run has gone; the rest of a long run is still to be done."""
     shell.usage(5, customers=5)

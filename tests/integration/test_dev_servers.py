@@ -66,6 +66,7 @@ def test_each_server_named_is_tested_with_and_told(checkout: Path, tmp_path: Pat
         assert f"dev: PostgreSQL {version} in {directory}: passed\n" in answer.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", [("good", "bad"), ("bad", "good")])
 def test_a_failure_with_one_server_fails_all_and_hides_no_other(
     checkout: Path, tmp_path: Path, order: tuple[str, str]
@@ -78,11 +79,13 @@ def test_a_failure_with_one_server_fails_all_and_hides_no_other(
     assert "good: passed" in answer.stderr
 
 
+@pytest.mark.long
 def test_a_directory_is_named_from_where_the_caller_stands(checkout: Path, tmp_path: Path) -> None:
     server(tmp_path / "here", "postgres (PostgreSQL) 15.1")  # `dev` is called in tmp_path and works in the checkout
     assert f"tested with {tmp_path}/here" in dev(checkout, "test", METERCTL_TEST_PG_BINS="here").stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("named", ["", ":"])
 def test_without_any_the_tests_choose_their_server(checkout: Path, named: str) -> None:
     answer = dev(checkout, "test", "a.py", METERCTL_TEST_PG_BINS=named)
@@ -121,6 +124,7 @@ def test_an_interrupt_lets_the_tests_put_things_in_order_and_ends_all(checkout: 
     assert testing.returncode == 130
 
 
+@pytest.mark.long
 def test_the_real_suite_names_its_server() -> None:
     command = [sys.executable, "-m", "pytest", "--collect-only", "tests/cli/test_in_process.py"]
     answer = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)

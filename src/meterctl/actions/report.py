@@ -15,7 +15,7 @@ from meterctl.actions.tally import Tally, summed
 from meterctl.clock import Clock, HostClock
 from meterctl.core.model import PAST_LIMIT
 from meterctl.core.pacing import SILENCE_AGAIN_MAX_S, SILENCE_MAX_S, OutageWatch
-from meterctl.errors import ExitCode, MeterctlError
+from meterctl.errors import ConfigurationError, ExitCode, MeterctlError
 from meterctl.logs import get_logger
 from meterctl.ports import (
     Dispatcher,
@@ -124,10 +124,14 @@ class Report:
                 break
             if self._locked_out(event_name):
                 continue
-            job, tally = open_job(), Tally(event_name=event_name)
+            tally = Tally(event_name=event_name)
             self.result.tallies.append(tally)
-            self._meter(job, tally)
-            done.append(job)
+            try:
+                done.append(job := open_job())
+                self._meter(job, tally)
+            except ConfigurationError as error:  # such as a `where` that chokes on a row: the other meters go on
+                self.result.codes.append(error.exit_code)
+                self.result.notes.append(error.message)
             self.result.codes += _codes(tally, limit_reached=self._events_left() == 0)
         self._name_undeliverable()
         for job in done:

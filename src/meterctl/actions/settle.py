@@ -14,6 +14,9 @@ from meterctl.ports import Settled, SettledEvent, SettlementLedger, Totals
 READS_MAX = 300
 """Reads one meter may cost a run. Stripe allows few: at least 10,000 a month (rate-limit page)."""
 
+FAILED_IN_A_ROW_MAX = 3
+"""So many reads in a row that fail are Stripe's fault, not that of one customer."""
+
 log = get_logger()
 
 
@@ -46,22 +49,38 @@ class Settlement:
     may_go_on: Callable[[], bool]
     reads_max: int = READS_MAX
     result: Settlements = field(default_factory=Settlements)
+    _failed: UnavailableError | None = None
+    _failed_in_a_row: int = 0
 
     def run(self) -> Settlements:
         """Read each open minute once and decide those whose reads suffice.
 
-        Raises the MeterctlError of the first read that fails; what was decided before stands.
+        A read that fails leaves its minute open, and the others are read. Raises the MeterctlError of the last one that
+        failed, at the end or after three in a row; what was decided before stands.
         """
         for window in self.ledger.windows(self.clock.now()):
             if not self.may_go_on() or self.result.read_count >= self.reads_max:
                 self.result.waiting_count += 1
                 continue
-            settled = self._settled(window)
-            if settled is None:
-                self.result.waiting_count += 1
-            else:
-                self.result.note(settled)
+            self._try(window)
+        if self._failed is not None:
+            raise self._failed
         return self.result
+
+    def _try(self, window: Window) -> None:
+        try:
+            settled = self._settled(window)
+        except UnavailableError as error:
+            self._failed, self._failed_in_a_row = error, self._failed_in_a_row + 1
+            self.result.waiting_count += 1
+            if self._failed_in_a_row >= FAILED_IN_A_ROW_MAX:
+                raise
+            return
+        self._failed_in_a_row = 0
+        if settled is None:
+            self.result.waiting_count += 1
+        else:
+            self.result.note(settled)
 
     def _settled(self, window: Window) -> Settled | None:
         books, read_at = self.ledger.books(window), self.clock.now()
