@@ -103,18 +103,31 @@ def test_three_failing_customers_do_not_end_the_night_of_one_that_succeeds(world
     assert world.stripe.totals().get(("ai_suggestion", "cus_zoe")) == 400
 
 
-def test_one_customer_whose_total_cannot_be_read_does_not_keep_others_doubts_open(world: World) -> None:
-    """Stripe answers for one customer's total with an error, every night: the others' doubts are settled."""
-    for name, ago in (("bad", 2 * HOUR), ("zoe", HOUR)):
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ("bad",),
+        pytest.param(
+            ("bad1", "bad2", "bad3"),
+            marks=pytest.mark.xfail(reason="three such customers in a row are taken for an outage", strict=True),
+        ),
+    ],
+    ids=["one", "three"],
+)
+def test_customers_whose_totals_cannot_be_read_do_not_keep_others_doubts_open(
+    world: World, bad: tuple[str, ...]
+) -> None:
+    """Stripe says 404 for the totals of customers whose doubts are the oldest, every night: the others' are settled."""
+    for name in (*bad, "zoe"):
         world.customer(name)
-        world.usage(name, 3, ago=ago)
+        world.usage(name, 3, ago=2 * HOUR)
     world.stripe.add_fault(Fault(kind=FaultKind.LOST_ANSWER, times=None))
     world.run()
     world.stripe.clear_faults()
-    world.stripe.add_fault(
-        Fault(kind=FaultKind.NOT_FOUND, operation="event_summaries.list", customer="cus_bad", times=None)
-    )
-    for _ in range(3):
+    for name in bad:
+        fault = Fault(kind=FaultKind.NOT_FOUND, operation="event_summaries.list", customer=f"cus_{name}", times=None)
+        world.stripe.add_fault(fault)
+    for _ in range(4):
         world.time.advance(DAY)
         world.run()
     states = {event["customer"]: event["state"] for event in world.events()}
@@ -131,6 +144,23 @@ def test_a_row_that_its_meters_condition_chokes_on_holds_up_no_other_meter(world
     with suppress(MeterctlError):
         run(world, settings)
     assert world.stripe.totals().get(("second", "cus_ada")) == 1
+
+
+@pytest.mark.xfail(reason="a meter whose collecting fails delivers nothing of what is in the ledger", strict=True)
+def test_a_row_that_its_meters_condition_chokes_on_holds_up_nothing_collected_before(
+    world: World, tmp_path: Path
+) -> None:
+    """Ada's event waits in the ledger for Stripe to come back; by then there is a row that nobody can read."""
+    settings = three_meters(world, tmp_path, where="1 / quantity > 0")
+    world.customer("ada")
+    world.usage("ada", 3)
+    world.stripe.stop_listening()
+    run(world, settings)
+    world.stripe.start_listening()
+    world.usage("ada", 0)
+    with suppress(MeterctlError):
+        run(world, settings)
+    assert world.stripe.totals().get(("ai_suggestion", "cus_ada")) == 3
 
 
 @pytest.mark.xfail(reason="the first meter may use up the whole run's time, every night", strict=True)
