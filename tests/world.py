@@ -17,14 +17,15 @@ from psycopg.rows import dict_row
 from meterctl.actions.report import MeterJob, Report, ReportOptions, ReportResult
 from meterctl.actions.settle import Settlement, Settlements
 from meterctl.clock import HostClock
+from meterctl.core.allowance import Allowance
 from meterctl.core.model import Claim
 from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import SerialDispatcher
 from meterctl.ports import Dispatcher, MeterEvents, StopRequest, Totals
-from meterctl.postgres.ledger import PostgresMeterLedger, take_over, undeliverable
+from meterctl.postgres.ledger import PostgresMeterLedger, note_told, take_over, undeliverable
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
-from meterctl.postgres.runs import claim_ledger, start_run
+from meterctl.postgres.runs import claim_ledger, finish_run, start_run
 from meterctl.postgres.settlements import PostgresSettlements
 from meterctl.sandbox.local_stripe import LocalStripe
 from meterctl.settings import RowsMeter, Settings, load_settings
@@ -110,13 +111,20 @@ class World:
                     dispatcher=lambda: _serial(events, host_clock, self.run_after_claim),
                     stop=self.stop,
                     jitter=lambda: 0.5,
+                    allowance=Allowance(options.get("limit")),
                     undeliverable=lambda: undeliverable(
                         connection, [one.event_name for one in settings.enabled_meters.values()]
                     ),
                 )
-                return report.run(
-                    {"ai_suggestion": lambda: self.wrap_job(self.job(settings, connection, owner, run_id))}
+                result = report.run(
+                    {
+                        settings.meters["ai_suggestion"].event_name: lambda: self.wrap_job(
+                            self.job(settings, connection, owner, run_id)
+                        )
+                    }
                 )
+            ended_and_told(connection, settings, run_id, result, self.time.now())
+            return result
 
     def locks(self) -> MeterLocks:
         return MeterLocks(self.database_url, run_label="test", host_clock=self.time)
@@ -139,7 +147,9 @@ class World:
     def job(self, settings: Settings, connection: psycopg.Connection, owner: LedgerOwner, run_id: int) -> MeterJob:
         meter = settings.meters["ai_suggestion"]
         assert isinstance(meter, RowsMeter)
-        source = PostgresRows(connection, "ai_suggestion", meter, settings.lookups, owner)
+        source = PostgresRows(
+            connection, "ai_suggestion", meter, settings.lookups, owner, event_names=[meter.event_name]
+        )
         ledger = PostgresMeterLedger(
             connection,
             meter="ai_suggestion",
@@ -240,6 +250,16 @@ def settling(connection: psycopg.Connection, settings: Settings, key: str, run_i
         ),
         "totals": MeterSummaries(client, meter.event_name, livemode=False, pace_per_s=None),
     }
+
+
+def ended_and_told(
+    connection: psycopg.Connection, settings: Settings, run_id: int, result: ReportResult, now: datetime
+) -> None:
+    """Record the run's end and that its problems were printed, as the command does."""
+    finish_run(connection, run_id, result.exit_code, {}, now)
+    told = {tally.event_name for tally in result.tallies}
+    meters = [key for key, meter in settings.meters.items() if meter.event_name in told]
+    note_told(connection, run_id, meters=meters, event_names=list(told))
 
 
 class Everybodys:

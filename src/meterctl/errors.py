@@ -4,6 +4,7 @@
     ├── UsageError        2  the command line asks for something it cannot
     ├── InputError       65  data given to the command is malformed
     ├── UnavailableError 69  Stripe or PostgreSQL is away: run again
+    │   └── RefusedError     Stripe refuses one question
     ├── LockedError      75  another run holds the lock
     ├── NotPermittedError 77  PostgreSQL or Stripe says no
     └── ConfigurationError 78  settings, schema, account or mode do not fit
@@ -103,6 +104,10 @@ class UnavailableError(MeterctlError):
     """Stripe or PostgreSQL is away, or its answers cannot be trusted now. Nothing is lost; run again."""
 
     exit_code = ExitCode.UNAVAILABLE
+
+
+class RefusedError(UnavailableError):
+    """Stripe is there, but refuses this one question: others may be answered."""
 
 
 class LockedError(MeterctlError):

@@ -74,6 +74,10 @@ class RowSource(Protocol):
         """Return how many unreported rows behind the key have no event."""
         ...
 
+    def not_to_report(self, window: RowWindow) -> list[str]:
+        """Return which of the window's `row_ids` no run would look at."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClaimRequest:
@@ -98,13 +102,15 @@ class ClaimRequest:
 class Claimed:
     """Claims granted, and the lane that the scan reached.
 
-    `lost_race`: another run claimed a lane at the same time, so nothing was granted this time.
+    `lost_race`: another run claimed a lane at the same time, so nothing was granted this time. `recorded_ids`: events
+    whose answers were written down; what became of the others, another run has written.
     """
 
     claims: tuple[Claim, ...] = ()
     after_customer: str = ""
     scan_ended: bool = True
     lost_race: bool = False
+    recorded_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +147,10 @@ class MeterLedger(Protocol):
         """Stamp usage rows whose event is accepted; locked rows are left for later. Return how many were stamped."""
         ...
 
+    def oldest_lanes(self, lanes_max: int, *, doubt_horizon: datetime) -> list[str]:
+        """Return the customers whose events have waited longest, at most `lanes_max`, longest first."""
+        ...
+
     def exchange(
         self, answers: Sequence[tuple[Heard, Transition]], request: ClaimRequest | None, *, now: datetime
     ) -> Claimed:
@@ -148,11 +158,7 @@ class MeterLedger(Protocol):
         ...
 
     def untold(self) -> list[KindCount]:
-        """Return what runs rejected or let expire that did not live to say so."""
-        ...
-
-    def tell(self) -> None:
-        """Note that everything rejected or expired so far has been told."""
+        """Return what runs rejected, let expire or sent late that did not live to say so."""
         ...
 
     def count_open(self, *, now: datetime) -> OpenCounts:

@@ -28,6 +28,7 @@ from meterctl.actions.report import MeterJob, Report, ReportOptions, ReportResul
 from meterctl.actions.tally import Tally
 from meterctl.cli.job_retries import with_job_retries
 from meterctl.clock import SystemHostClock
+from meterctl.core.allowance import Allowance
 from meterctl.core.model import Claim, Heard, MeterEvent, Outcome, OutcomeKind, State
 from meterctl.core.pacing import OutageWatch, TokenBucket
 from meterctl.dispatch import SerialDispatcher, ThreadedDispatcher
@@ -44,7 +45,7 @@ from meterctl.sandbox.local_stripe import Fault, FaultKind, LocalStripe
 from meterctl.settings import RowsMeter, Settings, load_settings
 from meterctl.stripe_api.client import stripe_client
 from meterctl.stripe_api.single import SingleEvents
-from world import World, settling
+from world import World, ended_and_told, settling
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
@@ -89,7 +90,12 @@ Opened = Callable[[MeterJob], MeterJob]
 
 
 def run(
-    world: World, settings: Settings | None = None, *, opened: Opened = lambda job: job, **options: Any
+    world: World,
+    settings: Settings | None = None,
+    *,
+    opened: Opened = lambda job: job,
+    jitter: Callable[[], float] = lambda: 0.5,
+    **options: Any,
 ) -> ReportResult:
     """Report all enabled meters once, as the command does, with the world's clock; `opened` may wrap each job."""
     settings = settings or world.settings()
@@ -108,12 +114,13 @@ def run(
                 locks=locks,
                 dispatcher=lambda: serial(events, world),
                 stop=world.stop,
-                jitter=lambda: 0.5,
+                jitter=jitter,
+                allowance=Allowance(options.get("limit")),
                 undeliverable=lambda: undeliverable(
                     connection, [one.event_name for one in settings.enabled_meters.values()]
                 ),
             )
-            return report.run(
+            result = report.run(
                 {
                     one.event_name: partial(
                         lambda key: opened(job(settings, connection, owner, run_id, key, options)), key
@@ -121,6 +128,8 @@ def run(
                     for key, one in settings.enabled_meters.items()
                 }
             )
+        ended_and_told(connection, settings, run_id, result, world.time.now())
+        return result
 
 
 @contextmanager
@@ -138,7 +147,8 @@ def job(
 ) -> MeterJob:
     one = settings.meters[key]
     assert isinstance(one, RowsMeter)
-    source = PostgresRows(connection, key, one, settings.lookups, owner)
+    event_names = [each.event_name for each in settings.meters.values()]
+    source = PostgresRows(connection, key, one, settings.lookups, owner, event_names=event_names)
     ledger = PostgresMeterLedger(
         connection,
         meter=key,
@@ -609,9 +619,8 @@ def test_claims_ahead_stay_within_their_bound_when_retries_come_due(world: World
                 dispatcher=dispatcher,
                 clock=world.time,
                 host_clock=world.time,
-                limits=DeliveryLimits(
-                    deadline_s=world.time.elapsed_s() + 3600, events_max=None, grace=HOUR, in_flight_max=10
-                ),
+                limits=DeliveryLimits(deadline_s=world.time.elapsed_s() + 3600, grace=HOUR, in_flight_max=10),
+                allowance=Allowance(None),
                 answers=Answers(tally=tally, livemode=False, watch=watch, jitter=lambda: 0.5),
                 stop=world.stop,
                 lock=lock,

@@ -3,6 +3,7 @@
 What lanes, limits, several meters, overlapping runs and odd collations can do. A test is named by what must hold.
 """
 
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -53,10 +54,6 @@ def three_meters(world: World, tmp_path: Path, **changes: str) -> Any:
     )
 
 
-@pytest.mark.xfail(
-    reason="two meters with the same failing customer are taken for an outage: the run ends before the third",
-    strict=True,
-)
 def test_a_customer_that_fails_in_two_meters_does_not_keep_the_third_waiting(world: World, tmp_path: Path) -> None:
     """Night after night, one customer's events of two meters get only 500s: Stripe is not away, as all others show."""
     settings = three_meters(world, tmp_path)
@@ -74,9 +71,6 @@ def test_a_customer_that_fails_in_two_meters_does_not_keep_the_third_waiting(wor
     assert world.stripe.totals().get(("third", "cus_ada")) == 3
 
 
-@pytest.mark.xfail(
-    reason="three last attempts between two successes are taken for an outage: the meter ends after 75 s", strict=True
-)
 def test_three_failing_customers_do_not_end_the_night_of_one_that_succeeds(world: World) -> None:
     """Their last attempts fall together, between two successes of a lane that takes a few minutes."""
     for n in range(3):
@@ -105,13 +99,7 @@ def test_three_failing_customers_do_not_end_the_night_of_one_that_succeeds(world
 
 @pytest.mark.parametrize(
     "bad",
-    [
-        ("bad",),
-        pytest.param(
-            ("bad1", "bad2", "bad3"),
-            marks=pytest.mark.xfail(reason="three such customers in a row are taken for an outage", strict=True),
-        ),
-    ],
+    [("bad",), ("bad1", "bad2", "bad3")],
     ids=["one", "three"],
 )
 def test_customers_whose_totals_cannot_be_read_do_not_keep_others_doubts_open(
@@ -146,7 +134,6 @@ def test_a_row_that_its_meters_condition_chokes_on_holds_up_no_other_meter(world
     assert world.stripe.totals().get(("second", "cus_ada")) == 1
 
 
-@pytest.mark.xfail(reason="a meter whose collecting fails delivers nothing of what is in the ledger", strict=True)
 def test_a_row_that_its_meters_condition_chokes_on_holds_up_nothing_collected_before(
     world: World, tmp_path: Path
 ) -> None:
@@ -163,7 +150,6 @@ def test_a_row_that_its_meters_condition_chokes_on_holds_up_nothing_collected_be
     assert world.stripe.totals().get(("ai_suggestion", "cus_ada")) == 3
 
 
-@pytest.mark.xfail(reason="the first meter may use up the whole run's time, every night", strict=True)
 def test_a_meter_with_more_than_a_night_holds_does_not_keep_others_from_their_turn(
     world: World, tmp_path: Path
 ) -> None:
@@ -181,17 +167,20 @@ def test_a_meter_with_more_than_a_night_holds_does_not_keep_others_from_their_tu
             world.time.advance(timedelta(seconds=1))
             return getattr(self._ledger, name)
 
-    for _ in range(3):
+    for night in range(3):
         used(world, "usage_events", "ada", 100)
         used(world, "usage_second", "ada")
         run(
-            world, settings, opened=lambda one: replace(one, ledger=Slow(one.ledger)), max_duration=timedelta(minutes=1)
+            world,
+            settings,
+            opened=lambda one: replace(one, ledger=Slow(one.ledger)),
+            jitter=random.Random(night).random,  # noqa: S311 -- no secret, only an order
+            max_duration=timedelta(minutes=1),
         )
         world.time.advance(DAY)
     assert world.stripe.totals().get(("second", "cus_ada"))
 
 
-@pytest.mark.xfail(reason="under a limit the lanes are served by the customer's name, not by age", strict=True)
 def test_a_limit_serves_first_what_waited_longest(world: World) -> None:
     """As much usage a night as the limit, and one event of an earlier outage: it is billed while Stripe takes it."""
     for name in ("ada", "bob", "zoe"):
@@ -211,7 +200,6 @@ def test_a_limit_serves_first_what_waited_longest(world: World) -> None:
 # What a run says of itself
 
 
-@pytest.mark.xfail(reason="answers are counted that the ledger did not take", strict=True)
 def test_what_another_run_settled_meanwhile_is_not_called_a_problem(world: World) -> None:
     """Two hosts take the lock to be their own: the second sends, at its second attempt, what the first is about to.
 
@@ -248,9 +236,6 @@ def shell(database_url: str, tmp_path: Path) -> Iterator[Shell]:
         yield Shell(database_url=database_url, stripe=stripe, home=tmp_path)
 
 
-@pytest.mark.xfail(
-    reason="problems are marked as told before the run's end is written and anything is printed", strict=True
-)
 def test_a_problem_is_not_told_until_it_was_printed(shell: Shell) -> None:
     """The database goes away as the run writes down its own end: what it found is news to the next run."""
     shell.usage(1, quantity="NaN")
@@ -286,7 +271,6 @@ def one_meter_locked(shell: Shell, config_file: Path) -> Iterator[None]:
 RETRIED = ("--job-retries", "2", "--job-retry-delay", "0", "--json")
 
 
-@pytest.mark.xfail(reason="each attempt of a job has the whole limit", strict=True)
 def test_a_job_that_is_retried_stays_within_its_limit(shell: Shell, tmp_path: Path) -> None:
     """`--limit 3` is what the operator allows the command, however often it tries."""
     with one_meter_locked(shell, tmp_path / "config.toml"):
@@ -295,7 +279,6 @@ def test_a_job_that_is_retried_stays_within_its_limit(shell: Shell, tmp_path: Pa
     assert shell.total == 3
 
 
-@pytest.mark.xfail(reason="the document counts the last attempt alone", strict=True)
 def test_a_job_that_is_retried_tells_all_it_reported(shell: Shell, tmp_path: Path) -> None:
     """The document is the job's: units that its first attempt billed are in no other one."""
     with one_meter_locked(shell, tmp_path / "config.toml"):
@@ -304,10 +287,6 @@ def test_a_job_that_is_retried_tells_all_it_reported(shell: Shell, tmp_path: Pat
     assert finished.document["totals"]["units"] == "10"
 
 
-@pytest.mark.xfail(
-    reason="an error of the last attempt discards the documents of the earlier ones, whose problems count as told",
-    strict=True,
-)
 def test_problems_of_a_first_attempt_outlive_the_error_of_the_last(shell: Shell, tmp_path: Path) -> None:
     """The first attempt found a bad row and ends with 75; by the second, the database is going down."""
     gone = (
@@ -326,7 +305,6 @@ def test_problems_of_a_first_attempt_outlive_the_error_of_the_last(shell: Shell,
     assert [one for one in (first, second) if "value_not_a_number" in one.stdout + one.stderr], "named by neither run"
 
 
-@pytest.mark.xfail(reason="only what was rejected or expired is told again after a run died", strict=True)
 def test_late_usage_of_a_run_that_died_is_news_to_the_next(world: World) -> None:
     """Its units are on no invoice. The run that was told `accepted` lost its database before it could say so."""
     world.customer(
@@ -353,7 +331,6 @@ def test_late_usage_of_a_run_that_died_is_news_to_the_next(world: World) -> None
     assert result.exit_code is ExitCode.PROBLEMS
 
 
-@pytest.mark.xfail(reason="a row that was asked for and not found is nobody's business", strict=True)
 @pytest.mark.parametrize("row", ["999999", "1"], ids=["no such row", "too old to be looked at"])
 def test_a_row_asked_for_that_is_not_reported_is_not_passed_over(shell: Shell, row: str) -> None:
     """`--row` names what is to be billed: 0 must not mean that it never was looked at."""
@@ -405,9 +382,6 @@ def test_no_lane_is_skipped_whatever_the_order_of_its_letters(sorted_world: Worl
     world.assert_exact()
 
 
-@pytest.mark.xfail(
-    reason="a meter renamed in key and event_name collects its rows anew; its open events stay due", strict=True
-)
 def test_a_meter_that_was_renamed_and_is_restored_as_told_bills_nothing_twice(world: World, tmp_path: Path) -> None:
     """Key, event_name and template were changed while an event was due; its hint says to restore its meter."""
     world.stripe.create_meter(event_name="renamed")
@@ -424,7 +398,6 @@ def test_a_meter_that_was_renamed_and_is_restored_as_told_bills_nothing_twice(wo
     assert world.stripe_total() == 3
 
 
-@pytest.mark.xfail(reason="untold problems are looked for under the event_name of today", strict=True)
 def test_what_a_dead_run_rejected_is_named_though_the_event_name_was_changed(world: World) -> None:
     """The run that found a bad row was killed before it could say so; then the meter got another event_name."""
     world.stripe.create_meter(event_name="renamed")
@@ -439,7 +412,7 @@ def test_what_a_dead_run_rejected_is_named_though_the_event_name_was_changed(wor
             self._ledger = ledger
 
         def __getattr__(self, name: str) -> Any:
-            if name == "tell":
+            if name == "count_open":
                 raise Killed
             return getattr(self._ledger, name)
 
@@ -451,7 +424,6 @@ def test_what_a_dead_run_rejected_is_named_though_the_event_name_was_changed(wor
     assert result.exit_code is ExitCode.PROBLEMS
 
 
-@pytest.mark.xfail(reason="an event that waits for its minute is neither held nor remaining", strict=True)
 def test_what_waits_for_an_old_doubt_is_counted(world: World) -> None:
     """A new row of the minute of an old doubt is not sent while that is undecided: the run leaves it, and says so."""
     world.customer("ada")

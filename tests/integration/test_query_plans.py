@@ -223,7 +223,7 @@ def test_what_a_run_asks_before_and_after(ledger: PostgresMeterLedger) -> None:
     ledger.take_over()
     ledger.expire(expired_before=NOW - PAST_LIMIT)
     ledger.untold()
-    ledger.tell()
+    ledger.oldest_lanes(10, doubt_horizon=NOW)
     ledger.count_open(now=NOW)
     assert len(Explaining.plans) == 5
     for plan in Explaining.plans:

@@ -62,9 +62,18 @@ def test_three_exhausted_events_in_a_row_are_an_outage() -> None:
     watch.heard(now_s=1.0, below_500=True, success=True)
     watch.exhausted()
     watch.exhausted()
-    assert watch.verdict(1.0) is None
+    assert watch.verdict(30.0) is None
     watch.exhausted()
-    assert watch.verdict(1.0) is not None
+    assert watch.verdict(30.0) is not None
+
+
+def test_a_success_seconds_ago_shows_that_it_is_no_outage() -> None:
+    watch = OutageWatch(started_s=0.0)
+    watch.heard(now_s=1.0, below_500=True, success=True)
+    for _ in range(3):
+        watch.exhausted()
+    assert watch.verdict(2.0) is None
+    assert watch.verdict(12.0) is not None
 
 
 def test_sixty_seconds_without_an_answer_below_500_are_an_outage() -> None:

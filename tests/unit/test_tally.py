@@ -44,8 +44,8 @@ def test_collected_kinds_are_counted_where_they_belong() -> None:
 
 
 def test_late_units_are_named() -> None:
-    tally = Tally(event_name="m", late=2, late_units=Decimal("7.50"))
-    tally.note_late()
+    tally = Tally(event_name="m")
+    tally.note_late(2, Decimal("7.50"))
     assert "7.5 units" in summed([tally]).problems["late"].hint
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
 
 from meterctl.actions.tally import Tally
 from meterctl.core.model import Heard, Outcome, OutcomeKind, SettledBy, State, clocks_apart
@@ -47,13 +46,15 @@ class Answers:
         self._note_reach(one.outcome, now_s, success=after.moved_on)
         if after.moved_on:
             self.retries.settled(one.claim.event.id)
-            self._count(one, after)
         else:
             self._note_unfinished(one, now_s)
 
     def stop_for_outage(self, verdict: str) -> None:
-        """Claim nothing more of this meter; of no other either, if this is the second that finds Stripe away."""
-        again = self.watch.silence_max_s == SILENCE_AGAIN_MAX_S
+        """Claim nothing more of this meter; of no other either, if this is the second that finds Stripe away.
+
+        A meter that had a success before it fell silent is not the second, but again the first.
+        """
+        again = self.watch.silence_max_s == SILENCE_AGAIN_MAX_S and not self.watch.has_succeeded
         self.stop(ExitCode.UNAVAILABLE, f"Stripe is away: {verdict}", whole_run=again, outage=True)
 
     def stop(self, code: ExitCode, reason: str, *, whole_run: bool = True, outage: bool = False) -> None:
@@ -76,7 +77,8 @@ class Answers:
             below_500 = outcome.heard and (outcome.status or 0) < 500  # noqa: PLR2004 -- HTTP's own border
             self.watch.heard(now_s=now_s, below_500=below_500, success=success)
 
-    def _count(self, one: Heard, after: Transition) -> None:
+    def count(self, one: Heard, after: Transition) -> None:
+        """Count an event that moved on, once the ledger says so."""
         if after.state is State.REJECTED:
             self.tally.rejected += 1
             self.tally.problem(after.error_code or "rejected", [one.claim.source_row_id or one.claim.event.identifier])
@@ -84,8 +86,9 @@ class Answers:
         self.tally.reported += 1
         self.tally.duplicate += after.settled_by is SettledBy.ALREADY_EXISTS
         self.tally.units += one.claim.quantity
-        self.tally.late += after.late
-        self.tally.late_units += one.claim.quantity if after.late else Decimal(0)
+        if after.late:
+            self.tally.late += 1
+            self.tally.note_late(1, one.claim.quantity)
 
     def _note_unfinished(self, one: Heard, now_s: float) -> None:
         """An attempt left its event open: try it again, give it up for this run, or stop the meter or the run."""

@@ -7,9 +7,11 @@ events claimed. What an answer means for its event is decided in `core/state.py`
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 
 from meterctl.actions.answers import Answers
 from meterctl.clock import Clock, HostClock
+from meterctl.core.allowance import Allowance
 from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT, Heard
 from meterctl.core.pacing import WAITING_MAX
 from meterctl.core.state import Transition, advance
@@ -34,13 +36,9 @@ BUSY_WAIT_S = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeliveryLimits:
-    """What a run may do. `events_max`: how many events it may see accepted or rejected; None: any number.
-
-    `deadline_s` is in the host clock's seconds.
-    """
+    """What a run may do. `deadline_s` is in the host clock's seconds."""
 
     deadline_s: float
-    events_max: int | None
     grace: timedelta
     adopt_identifiers_until: datetime | None = None
     in_flight_max: int = IN_FLIGHT_MAX
@@ -55,6 +53,7 @@ class Delivery:
     clock: Clock
     host_clock: HostClock
     limits: DeliveryLimits
+    allowance: Allowance
     answers: Answers
     stop: StopRequest
     lock: Lock
@@ -62,18 +61,17 @@ class Delivery:
     _after_customer: str = ""
     _scan_ended: bool = False
     _idle_customers: set[str] = field(default_factory=set)
-    _moved_on_count: int = 0
+    _oldest_lanes: dict[str, None] = field(default_factory=dict)
 
-    def run(self) -> int:
-        """Deliver what is due; return how many events were accepted or rejected.
-
-        Raises only when the ledger fails; then the next run takes over what was sent.
-        """
+    def run(self) -> None:
+        """Deliver what is due. Raises only when the ledger fails; then the next run takes over what was sent."""
+        if self.allowance.left is not None:
+            horizon = self.clock.now() - RESEND_LIMIT
+            self._oldest_lanes = dict.fromkeys(self.ledger.oldest_lanes(self.allowance.left, doubt_horizon=horizon))
         while not self._finished():
             self._tick(self.dispatcher.heard(timeout_s=self._patience_s()))
             self.progress()
         self.answers.tally.failed += len(self.answers.retries)
-        return self._moved_on_count
 
     def _finished(self) -> bool:
         if self.dispatcher.outstanding:
@@ -96,7 +94,7 @@ class Delivery:
         advanced = [(one, self._advance(one, now)) for one in heard]
         for one, after in advanced:
             self.answers.note(one, after, now=now, now_s=self.host_clock.elapsed_s())
-            self._moved_on_count += after.moved_on
+            self.allowance.spend(after.moved_on)
             if self.answers.retries.lane_may_go_on(one.claim.event.customer):
                 self._idle_customers.add(one.claim.event.customer)
         self._look_for_reasons_to_stop()
@@ -104,8 +102,14 @@ class Delivery:
         elapsed_s, wall_s = self.host_clock.elapsed_s(), self.host_clock.wall_s()
         if advanced or request:
             claimed = self.ledger.exchange(advanced, request, now=now)
+            self._count(advanced, claimed.recorded_ids)
             self.dispatcher.submit(claimed.claims, claimed_elapsed_s=elapsed_s, claimed_wall_s=wall_s)
             self._take(claimed, request)
+
+    def _count(self, advanced: list[tuple[Heard, Transition]], recorded_ids: frozenset[int]) -> None:
+        for one, after in advanced:
+            if after.moved_on and one.claim.event.id in recorded_ids:
+                self.answers.count(one, after)
 
     def _advance(self, one: Heard, now: datetime) -> Transition:
         return advance(
@@ -138,7 +142,7 @@ class Delivery:
         retry_ids = self.answers.retries.take_due(self.host_clock.elapsed_s(), self._room())
         fresh_max = 0 if len(self.answers.retries) >= WAITING_MAX else self._room() - len(retry_ids)
         customers = self._customers(fresh_max)
-        wanted = 0 if self._scan_ended else fresh_max - len(customers)
+        wanted = 0 if self._scan_ended or self._oldest_lanes else fresh_max - len(customers)
         if not retry_ids and not customers and not wanted:
             return None
         return ClaimRequest(
@@ -154,16 +158,18 @@ class Delivery:
         )
 
     def _customers(self, fresh_max: int) -> list[str]:
-        """Return the idle lanes to go on with. Under a limit, lanes that had no turn yet come first."""
-        if self.limits.events_max is not None and not self._scan_ended:
+        """Return the idle lanes to go on with. Under a limit, lanes that had no turn yet come first, oldest first."""
+        if self._oldest_lanes:
+            return list(islice(self._oldest_lanes, fresh_max))
+        if self.allowance.left is not None and not self._scan_ended:
             return []
         return sorted(self._idle_customers)[:fresh_max]
 
     def _room(self) -> int:
         """Return how many events may be claimed now. Under a limit, one that waits for its retry leaves its place."""
         ahead_max = AHEAD_FACTOR * self.limits.in_flight_max
-        if self.limits.events_max is not None:
-            ahead_max = min(ahead_max, self.limits.events_max - self._moved_on_count)
+        if self.allowance.left is not None:
+            ahead_max = min(ahead_max, self.allowance.left)
         return max(0, ahead_max - self.dispatcher.outstanding)
 
     def _take(self, claimed: Claimed, request: ClaimRequest | None) -> None:
@@ -175,6 +181,8 @@ class Delivery:
             self.host_clock.sleep(TICK_S)
             return
         self._idle_customers.difference_update(request.customers)
+        for customer in request.customers:
+            self._oldest_lanes.pop(customer, None)
         self._after_customer = claimed.after_customer
         self._scan_ended = self._scan_ended or (request.scan_max > 0 and claimed.scan_ended)
 

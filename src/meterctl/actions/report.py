@@ -1,7 +1,7 @@
 """Report: take over what dead runs left, expire, settle, collect, deliver, say what came of it, meter by meter."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -13,6 +13,7 @@ from meterctl.actions.deliver import Delivery, DeliveryLimits
 from meterctl.actions.settle import Settlement
 from meterctl.actions.tally import Tally, summed
 from meterctl.clock import Clock, HostClock
+from meterctl.core.allowance import Allowance
 from meterctl.core.model import PAST_LIMIT
 from meterctl.core.pacing import SILENCE_AGAIN_MAX_S, SILENCE_MAX_S, OutageWatch
 from meterctl.errors import ConfigurationError, ExitCode, MeterctlError
@@ -22,6 +23,7 @@ from meterctl.ports import (
     Lock,
     MeterLedger,
     RowSource,
+    RowWindow,
     SettlementLedger,
     StopRequest,
     Totals,
@@ -33,6 +35,9 @@ log = get_logger()
 
 PREPARING_SHARE = 0.5
 """Part of the time left that a meter's settling or collecting may take: what is due must also be delivered."""
+
+
+ROW_NOT_FOUND = "no meter has it to report: there is no such row, or it is older than 70 days or excluded by `where`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,36 +114,35 @@ class Report:
     jitter: Callable[[], float] = random.random
     progress: Callable[[Tally], None] = lambda _: None
     result: ReportResult = field(default_factory=ReportResult)
+    allowance: Allowance = field(default_factory=lambda: Allowance(None))
     _deadline_s: float = field(init=False)
     _stopped: Stopped | None = None
-    _moved_on_count: int = 0
+    _rows_not_found: set[str] | None = None
 
     def __post_init__(self) -> None:
         self._deadline_s = self.host_clock.elapsed_s() + self.options.max_duration.total_seconds()
 
     def run(self, jobs: Mapping[str, Callable[[], MeterJob]]) -> ReportResult:
         """Work through the meters (event_name → how to open its job); a locked one leaves the others running."""
-        done: list[MeterJob] = []
-        for event_name, open_job in jobs.items():
+        for event_name in self._in_turn(jobs):
             if self.stop.requested or (self._stopped is not None and self._stopped.whole_run):
                 break
             if self._locked_out(event_name):
                 continue
-            tally = Tally(event_name=event_name)
-            self.result.tallies.append(tally)
             try:
-                done.append(job := open_job())
-                self._meter(job, tally)
-            except ConfigurationError as error:  # such as a `where` that chokes on a row: the other meters go on
-                self.result.codes.append(error.exit_code)
-                self.result.notes.append(error.message)
-            self.result.codes += _codes(tally, limit_reached=self._events_left() == 0)
+                self._meter(jobs[event_name]())
+            except ConfigurationError as error:  # the other meters go on
+                self._note(error)
+        self.result.tallies.sort(key=lambda tally: list(jobs).index(tally.event_name))
         self._name_undeliverable()
-        for job in done:
-            job.ledger.tell()
+        self._name_rows_not_found()
         if self.stop.signal_number is not None:
             self.result.codes.append(ExitCode(128 + self.stop.signal_number))
         return self.result
+
+    def _in_turn(self, event_names: Iterable[str]) -> list[str]:
+        """Return the meters in an order of chance: one with more than a run's work must not always come first."""
+        return sorted(event_names, key=lambda _: self.jitter())
 
     def _name_undeliverable(self) -> None:
         for stray in self.undeliverable():
@@ -147,6 +151,12 @@ class Report:
             self.result.tallies.append(tally)
             self.result.codes.append(ExitCode.PROBLEMS)
 
+    def _name_rows_not_found(self) -> None:
+        """A row that was asked for is of one of the meters, reported, or to be reported; or it is named."""
+        if self._rows_not_found:
+            self.result.codes.append(ExitCode.BAD_INPUT)
+            self.result.notes += [f"row {row_id}: {ROW_NOT_FOUND}" for row_id in sorted(self._rows_not_found)]
+
     def _locked_out(self, event_name: str) -> bool:
         if self.locks.acquire(event_name, timeout_s=self.options.lock_timeout_s, stopping=lambda: self.stop.requested):
             return False
@@ -154,16 +164,19 @@ class Report:
         self.result.notes.append(f"{event_name}: locked by {self.locks.holder(event_name)}")
         return True
 
-    def _meter(self, job: MeterJob, tally: Tally) -> None:
+    def _meter(self, job: MeterJob) -> None:
+        tally = Tally(event_name=job.event_name)
+        self.result.tallies.append(tally)
         self._put_in_order(job, tally)
         self._settle(job, tally)
         self._collect(job, tally)
         self._deliver(job, tally)
         self._count_open(job, tally)
+        self.result.codes += _codes(tally, limit_reached=self.allowance.left == 0)
 
     def _put_in_order(self, job: MeterJob, tally: Tally) -> None:
         for kind in job.ledger.untold():
-            tally.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
+            tally.untold(kind)
         taken_over = job.ledger.take_over()
         if taken_over:
             log.info("taken_over", event_name=job.event_name, events=taken_over)
@@ -190,17 +203,33 @@ class Report:
         tally.settled(settlement.result.present, settlement.result.absent)
 
     def _collect(self, job: MeterJob, tally: Tally) -> None:
+        """Collect. Where the rows cannot be read, such as for a `where` that chokes on one, the ledger is delivered."""
         until_s = self._share_ends_s()
-        Collection(
+        window = row_window(self.clock.now(), recent=self.options.recent, row_ids=self.options.row_ids)
+        collection = Collection(
             source=job.source,
             ledger=job.ledger,
             clock=self.clock,
-            window=row_window(self.clock.now(), recent=self.options.recent, row_ids=self.options.row_ids),
+            window=window,
             batch_size=self.options.batch_size,
             tally=tally,
             may_go_on=lambda: self._may_go_on(until_s),
-            room=self._events_left(),
-        ).run()
+            room=self.allowance.left,
+        )
+        try:
+            collection.run()
+            self._look_for_rows(job, window)
+        except ConfigurationError as error:
+            self._note(error)
+
+    def _look_for_rows(self, job: MeterJob, window: RowWindow) -> None:
+        if window.row_ids:
+            not_here = set(job.source.not_to_report(window))
+            self._rows_not_found = not_here if self._rows_not_found is None else self._rows_not_found & not_here
+
+    def _note(self, error: ConfigurationError) -> None:
+        self.result.codes.append(error.exit_code)
+        self.result.notes.append(error.message)
 
     def _share_ends_s(self) -> float:
         now_s = self.host_clock.elapsed_s()
@@ -210,11 +239,6 @@ class Report:
         self.locks.keep()
         return not self.stop.requested and self.host_clock.elapsed_s() < until_s
 
-    def _events_left(self) -> int | None:
-        if self.options.limit is None:
-            return None
-        return self.options.limit - self._moved_on_count
-
     def _deliver(self, job: MeterJob, tally: Tally) -> None:
         suspected = self._stopped is not None and self._stopped.outage
         watch = OutageWatch(
@@ -223,17 +247,17 @@ class Report:
         answers = Answers(tally=tally, livemode=self.livemode, watch=watch, jitter=self.jitter)
         limits = DeliveryLimits(
             deadline_s=self._deadline_s,
-            events_max=self._events_left(),
             grace=self.grace,
             adopt_identifiers_until=job.adopt_identifiers_until,
         )
         with self.dispatcher() as dispatcher:
-            self._moved_on_count += Delivery(
+            Delivery(
                 ledger=job.ledger,
                 dispatcher=dispatcher,
                 clock=self.clock,
                 host_clock=self.host_clock,
                 limits=limits,
+                allowance=self.allowance,
                 answers=answers,
                 stop=self.stop,
                 lock=self.locks,
@@ -250,8 +274,6 @@ class Report:
         tally.held += left.held_count
         if left.problem_count:
             tally.problem("held", left.problem_ids, count=left.problem_count)
-        if tally.late:
-            tally.note_late()
 
 
 def _codes(tally: Tally, *, limit_reached: bool) -> Sequence[ExitCode]:

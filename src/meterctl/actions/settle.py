@@ -7,7 +7,7 @@ from datetime import timedelta
 from meterctl.clock import Clock
 from meterctl.core.model import clocks_apart
 from meterctl.core.settlement import Books, Window, decide
-from meterctl.errors import UnavailableError
+from meterctl.errors import RefusedError, UnavailableError
 from meterctl.logs import get_logger
 from meterctl.ports import Settled, SettledEvent, SettlementLedger, Totals
 
@@ -71,8 +71,9 @@ class Settlement:
         try:
             settled = self._settled(window)
         except UnavailableError as error:
-            self._failed, self._failed_in_a_row = error, self._failed_in_a_row + 1
+            self._failed = error
             self.result.waiting_count += 1
+            self._failed_in_a_row = 0 if isinstance(error, RefusedError) else self._failed_in_a_row + 1
             if self._failed_in_a_row >= FAILED_IN_A_ROW_MAX:
                 raise
             return

@@ -1,7 +1,7 @@
 """What a run did, counted: the figures of `--json`, of the summary line and of the exit code."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from meterctl.core.model import Problem
@@ -21,9 +21,6 @@ HINTS = {
 }
 """Problem → what to do next; other rejections are mended at their cause and retried."""
 
-STANDING = frozenset({"held", "unknown_meter", "row_reused"})
-"""Problems that every run finds again while they last; the others are news to one run only."""
-
 LATE_HINT = "were accepted after their invoice was final: bill them by hand, and report more often (--recent 2d)"
 
 RETRY_HINT = "mend the cause, then `meterctl ledger retry --code {code} --reason …`"
@@ -41,7 +38,10 @@ def late_hint(units: Decimal) -> str:
 
 @dataclass(kw_only=True, slots=True)
 class Tally:
-    """Counts of one meter, in usage rows. `duplicate` and `late` are parts of `reported`."""
+    """Counts of one meter, in usage rows. `duplicate` and `late` are parts of `reported`.
+
+    `late_units` are those of the problem `late`, which earlier runs may have left untold.
+    """
 
     event_name: str
     reported: int = 0
@@ -79,7 +79,7 @@ class Tally:
         self.units += sum((event.quantity for event in present), Decimal(0))
         late = [event.quantity for event in present if event.late]
         self.late += len(late)
-        self.late_units += sum(late, Decimal(0))
+        self.note_late(len(late), sum(late, Decimal(0)))
         expired = [str(event.source_row_id or event.id) for event in absent if event.expired]
         self.expired += len(expired)
         if expired:
@@ -93,9 +93,24 @@ class Tally:
         problem.count += count
         problem.sample_ids += list(sample_ids)[: SAMPLES_MAX - len(problem.sample_ids)]
 
-    def note_late(self) -> None:
+    def untold(self, kind: KindCount) -> None:
+        """Note what an earlier run found and could not say. It is in that run's counts, not in these."""
+        if kind.outcome == "late":
+            self.note_late(kind.event_count, kind.units)
+        else:
+            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
+
+    def note_late(self, count: int, units: Decimal) -> None:
         """Note what was accepted after its invoice was final, and how much that is."""
-        self.problems["late"] = Problem(code="late", count=self.late, hint=late_hint(self.late_units))
+        if count:
+            self.problem("late", [], count=count)
+            self.late_units += units
+            self.problems["late"].hint = late_hint(self.late_units)
+
+    def after(self, earlier: "Tally") -> "Tally":
+        """Return these counts with what an earlier attempt of the job did. What it left, this one has counted anew."""
+        done = ("reported", "duplicate", "late", "rejected", "expired", "units")
+        return replace(self, **{name: getattr(self, name) + getattr(earlier, name) for name in done})
 
     def figures(self) -> dict[str, int | str]:
         """Return the counts under the names `--json` uses."""
@@ -121,9 +136,18 @@ def summed(tallies: Iterable[Tally]) -> Tally:
         for name in ("reported", "duplicate", "late", "skipped", "rejected", "failed", "expired", "held", "remaining"):
             setattr(total, name, getattr(total, name) + getattr(tally, name))
         total.units += tally.units
-        total.late_units += tally.late_units
         for problem in tally.problems.values():
-            total.problem(problem.code, problem.sample_ids, count=problem.count)
-    if "late" in total.problems:
-        total.note_late()
+            if problem.code == "late":
+                total.note_late(problem.count, tally.late_units)
+            else:
+                total.problem(problem.code, problem.sample_ids, count=problem.count)
     return total
+
+
+def together(attempts: Iterable[Iterable[Tally]]) -> list[Tally]:
+    """Return one tally a meter for all attempts of a job: problems as the last found them, counts of all."""
+    meters: dict[str, Tally] = {}
+    for tally in (tally for attempt in attempts for tally in attempt):
+        earlier = meters.get(tally.event_name)
+        meters[tally.event_name] = tally.after(earlier) if earlier else tally
+    return list(meters.values())

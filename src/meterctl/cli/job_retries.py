@@ -16,22 +16,20 @@ LATER = frozenset({ExitCode.UNAVAILABLE, ExitCode.LOCKED})
 
 
 def with_job_retries(job: "Callable[[], ReportDocument]", *, retries: int, delay: timedelta) -> "ReportDocument":
-    """Run the job until it has an answer that waiting cannot improve; return the last one.
+    """Run the job until it has an answer that waiting cannot improve; return the last one, or raise its error.
 
-    Problems that earlier attempts found are news only once, so they are carried over. Raises the last attempt's error.
+    Nothing is told before: what an earlier attempt found, a later one finds untold.
     """
     from meterctl.logs import get_logger
 
-    earlier: list[ReportDocument] = []
     for attempt in range(retries):
         code, document = _attempt(job)
         if code not in LATER and document is not None:
-            return document.with_problems_of(earlier)
-        earlier += [document] if document else []
+            return document
         wait_s = delay.total_seconds() * 2**attempt
         get_logger().warning("job_retry", attempt=attempt + 1, exit_code=int(code), wait_s=wait_s)
         time.sleep(wait_s)
-    return job().with_problems_of(earlier)
+    return job()
 
 
 def _attempt(job: "Callable[[], ReportDocument]") -> "tuple[ExitCode, ReportDocument | None]":

@@ -108,8 +108,9 @@ def _command(name: str) -> Callable[..., None]:
 
 def _report(context: typer.Context, asked: Asked) -> int:
     from meterctl.cli.job_retries import with_job_retries
-    from meterctl.cli.report_run import dry_run, real_run, tell
+    from meterctl.cli.report_run import Job, dry_run, real_run, tell
     from meterctl.cli.wiring import open_settings
+    from meterctl.core.allowance import Allowance
 
     flags = {"stripe.mode": "live"} if asked.live else {}
     settings = open_settings(context, flags=flags, verbose=asked.verbose, quiet=asked.quiet, no_color=asked.no_color)
@@ -118,10 +119,11 @@ def _report(context: typer.Context, asked: Asked) -> int:
     configured = settings.stripe.api_key is not None
     if asked.dry_run or not configured:
         return dry_run(settings, keys, asked, unsent=not configured)
+    job = Job(allowance=Allowance(asked.options.limit))
     document = with_job_retries(
-        lambda: real_run(settings, keys, asked), retries=asked.job_retries, delay=asked.job_retry_delay
+        lambda: real_run(settings, keys, asked, job), retries=asked.job_retries, delay=asked.job_retry_delay
     )
-    tell(document, asked)
+    tell(document, settings, asked)
     return document.exit_code
 
 

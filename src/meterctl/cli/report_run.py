@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import FrameType
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 
 from meterctl.actions.preview import preview
 from meterctl.actions.report import MeterJob, Report
-from meterctl.actions.tally import summed
+from meterctl.actions.tally import Tally, summed, together
 from meterctl.cli.stripe_wiring import CONNECTIONS_MAX, dispatchers, key_owner, rate_per_s, summaries
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
+from meterctl.core.allowance import Allowance
 from meterctl.errors import ExitCode, MeterctlError
 from meterctl.logs import get_logger
 from meterctl.ports import StopRequest
 from meterctl.postgres.check import require_fit
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection
-from meterctl.postgres.ledger import PostgresMeterLedger, undeliverable
+from meterctl.postgres.ledger import PostgresMeterLedger, note_told, undeliverable
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.runs import claim_ledger, finish_run, require_owner, run_label, start_run
@@ -34,7 +35,7 @@ from meterctl.stripe_api.client import StripeClient, stripe_client
 
 if TYPE_CHECKING:
     from meterctl.cli.report import Asked
-    from meterctl.settings import Settings
+    from meterctl.settings import MeterSettings, Settings
 
 log = get_logger()
 
@@ -49,7 +50,14 @@ def dry_run(settings: "Settings", keys: Sequence[str], asked: "Asked", *, unsent
         plans = [
             preview(
                 rows_meter(settings, key).event_name,
-                PostgresRows(connection, key, rows_meter(settings, key), settings.lookups, owner),
+                PostgresRows(
+                    connection,
+                    key,
+                    rows_meter(settings, key),
+                    settings.lookups,
+                    owner,
+                    event_names=_event_names(settings.meters),
+                ),
                 now,
                 recent=asked.options.recent,
                 row_ids=asked.options.row_ids,
@@ -73,7 +81,15 @@ def dry_run(settings: "Settings", keys: Sequence[str], asked: "Asked", *, unsent
     return ExitCode.OK
 
 
-def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> ReportDocument:
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """What the attempts of one command share: the limit, and what each has done so far."""
+
+    allowance: Allowance
+    attempts: list[list[Tally]] = field(default_factory=list)
+
+
+def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked", job: Job) -> ReportDocument:
     """Report for real, once. Nothing is written before account, mode and tables have been found to fit."""
     started_at = datetime.now(UTC)
     host_clock = SystemHostClock()
@@ -97,8 +113,10 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> Repor
                 locks=locks,
                 dispatcher=dispatchers(client, settings, host_clock),
                 stop=stop,
-                undeliverable=lambda: undeliverable(connection, _event_names(settings)),
+                undeliverable=lambda: undeliverable(connection, _event_names(settings.enabled_meters)),
+                allowance=job.allowance,
             )
+            job.attempts.append(report.result.tallies)
             with (
                 recorded_if_it_fails(connection, run_id, clock),
                 delivery_progress(wanted=not asked.quiet) as report.progress,
@@ -114,15 +132,16 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked") -> Repor
                 )
                 result = report.run(jobs.of(keys))
         finish_run(connection, run_id, result.exit_code, result.totals.figures(), clock.now())
+    tallies = together(job.attempts)
     return ReportDocument(
         command=asked.command,
         mode=settings.stripe.mode,
         dry_run=False,
         started_at=started_at,
         run_id=run_id,
-        exit_code=result.exit_code,
-        tallies=result.tallies,
-        totals=result.totals,
+        exit_code=ExitCode.worst([result.exit_code, *([ExitCode.PROBLEMS] if summed(tallies).problems else [])]),
+        tallies=tallies,
+        totals=summed(tallies),
         notes=result.notes,
     )
 
@@ -158,7 +177,14 @@ class _Jobs:
         # Again, now that the meter is locked: `db forget-test` may have made the ledger nobody's while we waited.
         claim_ledger(self.connection, self.owner, self.clock.now())
         meter = rows_meter(self.settings, key)
-        source = PostgresRows(self.connection, key, meter, self.settings.lookups, self.owner)
+        source = PostgresRows(
+            self.connection,
+            key,
+            meter,
+            self.settings.lookups,
+            self.owner,
+            event_names=_event_names(self.settings.meters),
+        )
         return MeterJob(
             event_name=meter.event_name,
             source=source,
@@ -181,8 +207,8 @@ def settlement_ledger(connection: Connection, meter: RowsMeter, run_id: int) -> 
     return PostgresSettlements(connection, event_name=meter.event_name, formula=meter.formula, run_id=run_id)
 
 
-def _event_names(settings: "Settings") -> list[str]:
-    return [meter.event_name for meter in settings.enabled_meters.values()]
+def _event_names(meters: "Mapping[str, MeterSettings]") -> list[str]:
+    return [meter.event_name for meter in meters.values()]
 
 
 def rows_meter(settings: "Settings", key: str) -> RowsMeter:
@@ -210,8 +236,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def tell(document: ReportDocument, asked: "Asked") -> None:
-    """Print the run's result and write its one canonical log line."""
+def tell(document: ReportDocument, settings: "Settings", asked: "Asked") -> None:
+    """Print the run's result and write its one canonical log line. From then on its problems are no news."""
     show_report(document, as_json=asked.as_json, quiet=asked.quiet, colour=not asked.no_color)
     # On a terminal the table has said it; elsewhere a run that did not go well is logged even under -q.
     level = log.info if document.exit_code == ExitCode.OK or sys.stderr.isatty() else log.error
@@ -222,3 +248,13 @@ def tell(document: ReportDocument, asked: "Asked") -> None:
         exit_code=int(document.exit_code),
         **document.totals.figures(),
     )
+    if document.totals.problems and document.run_id is not None:
+        _note_told(document.run_id, document.tallies, settings)
+
+
+def _note_told(run_id: int, tallies: Sequence[Tally], settings: "Settings") -> None:
+    """Where the database is away, the next run says it again."""
+    event_names = {tally.event_name for tally in tallies}
+    meters = [key for key, meter in settings.meters.items() if meter.event_name in event_names]
+    with suppress(MeterctlError), open_database(settings) as connection:
+        note_told(connection, run_id, meters=meters, event_names=list(event_names))

@@ -14,6 +14,9 @@ BACKOFF_S = 5.0
 EXHAUSTED_IN_A_ROW_MAX = 3
 """So many events in a row without success are an outage, not bad luck."""
 
+PROOF_OF_LIFE_S = 10.0
+"""A success this recent shows that the far side is there, whatever else used up its attempts meanwhile."""
+
 SILENCE_MAX_S = 60.0
 """Longest time without any answer below 500 before the far side counts as away."""
 
@@ -144,6 +147,12 @@ class OutageWatch:
     _answered_s: float | None = None
     _unanswered: bool = False
     _exhausted: int = 0
+    _succeeded_s: float | None = None
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether any attempt moved its event on."""
+        return self._succeeded_s is not None
 
     def heard(self, *, now_s: float, below_500: bool, success: bool) -> None:
         """Note one attempt: whether an answer below 500 came, and whether it moved its event on."""
@@ -152,7 +161,7 @@ class OutageWatch:
         else:
             self._unanswered = True
         if success:
-            self._exhausted = 0
+            self._exhausted, self._succeeded_s = 0, now_s
 
     def exhausted(self) -> None:
         """Note an event that had its last attempt without success."""
@@ -160,7 +169,8 @@ class OutageWatch:
 
     def verdict(self, now_s: float) -> str | None:
         """Return why the far side counts as away, or None."""
-        if self._exhausted >= EXHAUSTED_IN_A_ROW_MAX:
+        lives = self._succeeded_s is not None and now_s - self._succeeded_s < PROOF_OF_LIFE_S
+        if self._exhausted >= EXHAUSTED_IN_A_ROW_MAX and not lives:
             return f"{self._exhausted} events in a row used up their {ATTEMPTS_MAX} attempts"
         since_s = self.started_s if self._answered_s is None else self._answered_s
         if self._unanswered and now_s - since_s >= self.silence_max_s:

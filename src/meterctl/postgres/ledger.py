@@ -1,6 +1,7 @@
 """The ledger of one meter as one run sees it: claims are committed before a byte goes out, answers as they come in."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -72,6 +73,12 @@ class PostgresMeterLedger:
         with transaction(self._connection):
             return self._stamped(row_ids, now)
 
+    def oldest_lanes(self, lanes_max: int, *, doubt_horizon: datetime) -> list[str]:
+        """Return the customers whose events have waited longest, at most `lanes_max`, longest first."""
+        with transaction(self._connection, read_only=True):
+            rows = self._fetch("oldest_lanes", self._scope | {"lanes_max": lanes_max, "doubt_horizon": doubt_horizon})
+        return [row["customer"] for row in rows]
+
     def exchange(
         self, answers: Sequence[tuple[Heard, Transition]], request: ClaimRequest | None, *, now: datetime
     ) -> Claimed:
@@ -84,7 +91,8 @@ class PostgresMeterLedger:
                 if after.state is State.ACCEPTED and heard.claim.event.id in recorded
             )
             self._stamped([row for row in rows if row is not None], now)
-            return self._claimed(request) if request else Claimed()
+            claimed = self._claimed(request) if request else Claimed()
+        return replace(claimed, recorded_ids=frozenset(recorded))
 
     def _record(self, answers: Sequence[tuple[Heard, Transition]]) -> set[int]:
         if not answers:
@@ -164,11 +172,6 @@ class PostgresMeterLedger:
         with transaction(self._connection, read_only=True):
             return [KindCount(**row) for row in self._fetch("untold", self._scope)]
 
-    def tell(self) -> None:
-        """Note that everything rejected or expired so far has been told."""
-        with transaction(self._connection):
-            self._connection.execute(query("ledger", "tell"), self._scope)
-
     def count_open(self, *, now: datetime) -> OpenCounts:
         """Return what a run leaves open."""
         horizons = {"doubt_horizon": now - RESEND_LIMIT, "undecided_before": now - UNDECIDED_MAX}
@@ -230,6 +233,17 @@ def take_over(connection: psycopg.Connection, event_name: str, run_id: int) -> i
     """Turn the `sending` of runs but this one into `in_doubt`; the caller holds the meter's lock. Return how many."""
     with transaction(connection):
         return connection.execute(query("ledger", "take_over"), {"event_name": event_name, "run_id": run_id}).rowcount
+
+
+def note_told(
+    connection: psycopg.Connection, run_id: int, *, meters: Sequence[str], event_names: Sequence[str]
+) -> None:
+    """Note that what these meters had to tell by the end of this run has been printed."""
+    with transaction(connection):
+        connection.execute(
+            query("ledger", "note_told"),
+            {"run_id": run_id, "meters": list(meters), "event_names": list(event_names)},
+        )
 
 
 def undeliverable(connection: psycopg.Connection, event_names: Sequence[str]) -> list[Undeliverable]:

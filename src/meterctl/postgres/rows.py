@@ -40,7 +40,10 @@ class Backlog:
 
 
 class PostgresRows:
-    """`RowSource` and the stamping of rows. `key` is the meter's key in the configuration."""
+    """`RowSource` and the stamping of rows. `key` is the meter's key in the configuration.
+
+    `event_names` are those of all configured meters: an open event of any other keeps its row from being billed anew.
+    """
 
     def __init__(
         self,
@@ -49,7 +52,10 @@ class PostgresRows:
         meter: RowsMeter,
         lookups: Mapping[str, LookupSettings],
         owner: LedgerOwner,
+        *,
+        event_names: Sequence[str] = (),
     ) -> None:
+        self._event_names = list(event_names)
         self._connection = connection
         self._key = key
         self._meter = meter
@@ -123,6 +129,12 @@ class PostgresRows:
             row = self._fetch(text, self._parameters(window, after))[0]
         return Backlog(row_count=row["count"], oldest=row["oldest"])
 
+    def not_to_report(self, window: RowWindow) -> list[str]:
+        """Return which of the rows asked for no run would look at."""
+        text = self._sql.compose(query("rows", "not_to_report"), page_filter=self._sql.page_filter(window, None))
+        with transaction(self._connection, read_only=True):
+            return [row["id"] for row in self._fetch(text, self._parameters(window, None))]
+
     def classified(self, row_ids: Sequence[str], window: RowWindow) -> list[dict[str, Any]]:
         """Return the rows as collecting them would see them now, whatever event they have. For `ledger retry`."""
         text = self._sql.classify(window, None)
@@ -159,6 +171,7 @@ class PostgresRows:
         return {
             "meter": self._key,
             "event_name": self._meter.event_name,
+            "event_names": self._event_names,
             "table_name": self._meter.table,
             "since": window.since,
             "until": window.until,

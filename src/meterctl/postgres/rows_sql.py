@@ -38,6 +38,7 @@ class RowsSql:
         return sql.SQL(text).format(
             table=_name(*meter.table_parts),
             id=_name(meter.id),
+            left_behind=sql.SQL(query("rows", "left_behind")),
             occurred_at=_name(meter.occurred_at),
             reported_at=_name(meter.reported_at),
             **parts,

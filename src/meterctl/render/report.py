@@ -3,11 +3,11 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from meterctl.actions.preview import Plan
-from meterctl.actions.tally import STANDING, Tally
+from meterctl.actions.tally import Tally
 from meterctl.core.value import formatted
 from meterctl.errors import ExitCode
 
@@ -27,19 +27,6 @@ class ReportDocument:
     tallies: Sequence[Tally]
     totals: Tally
     notes: Sequence[str] = field(default=())
-
-    def with_problems_of(self, earlier: "Sequence[ReportDocument]") -> "ReportDocument":
-        """Return this run's document with the problems that earlier attempts of the same job found."""
-        problems = [
-            problem
-            for document in earlier
-            for problem in document.totals.problems.values()
-            if not (problem.code in STANDING and problem.code in self.totals.problems)
-        ]
-        for problem in problems:
-            self.totals.problem(problem.code, problem.sample_ids, count=problem.count)
-        codes = [self.exit_code, *([ExitCode.PROBLEMS] if problems else [])]
-        return replace(self, exit_code=ExitCode.worst(codes))
 
     def as_dict(self) -> dict[str, object]:
         """Return the document whose keys scripts rely on."""

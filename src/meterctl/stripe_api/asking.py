@@ -5,13 +5,16 @@ from typing import TypeVar
 
 import stripe
 
-from meterctl.errors import NotPermittedError, UnavailableError
+from meterctl.errors import NotPermittedError, RefusedError, UnavailableError
 
 T = TypeVar("T")
 
 
 def asked(call: Callable[[], T]) -> T:
-    """Return what Stripe answers. Raises NotPermittedError (401, 403), UnavailableError for every other failure."""
+    """Return what Stripe answers.
+
+    Raises NotPermittedError (401, 403), RefusedError (400, 404), UnavailableError for every other failure.
+    """
     try:
         return call()
     except stripe.AuthenticationError as error:
@@ -20,6 +23,10 @@ def asked(call: Callable[[], T]) -> T:
         raise NotPermittedError(
             f"Stripe forbids this to the key (403): {error.user_message}",
             hint="give the restricted key the permissions README, section Set up Stripe, lists",
+        ) from error
+    except stripe.InvalidRequestError as error:
+        raise RefusedError(
+            f"Stripe refuses to say (HTTP {error.http_status}): {error.user_message}", hint="nothing is lost; run again"
         ) from error
     except stripe.StripeError as error:
         what = f"HTTP {error.http_status}" if error.http_status else "no answer"

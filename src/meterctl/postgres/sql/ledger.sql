@@ -25,6 +25,17 @@ WHERE event.id = heard.id AND event.state = 'sending' AND event.run_id = %(run_i
   AND event.attempt_count = heard.attempt_count
 RETURNING event.id
 
+-- name: oldest_lanes
+-- The lanes whose events have waited longest, those first: whom a limit serves.
+SELECT e.customer
+FROM meterctl.meter_events AS e
+WHERE e.event_name = %(event_name)s AND e.state IN ('pending', 'in_doubt') AND e.held_reason IS NULL
+  AND (e.doubt_since IS NULL OR e.doubt_since > %(doubt_horizon)s)
+  AND {only}
+GROUP BY e.customer
+ORDER BY min(e.id)
+LIMIT %(lanes_max)s
+
 -- name: claim_fresh
 -- Claim the oldest claimable event of each lane that has none under way: the lanes just answered, then the next lanes
 -- behind the cursor, found by one index probe each, until `claims_max` is reached. One row comes back even when nothing
@@ -158,9 +169,9 @@ WHERE state = 'pending' AND id IN (
 RETURNING coalesce(source_row_id, identifier) AS sample_id
 
 -- name: count_open
--- What a run leaves: held up by an old doubt, held for a person (by reason, or after days without a decision), and due
--- but not tried by this run.
-SELECT count(*) FILTER (WHERE held) AS held_count,
+-- What a run leaves: held up by an old doubt, its own or one of its minute, held for a person (by reason, or after days
+-- without a decision), and due but not tried by this run.
+SELECT count(*) FILTER (WHERE held OR NOT minute_is_settled) AS held_count,
        count(*) FILTER (WHERE for_a_person) AS problem_count,
        (array_agg(id::text) FILTER (WHERE for_a_person))[1:5] AS problem_ids,
        count(*) FILTER (WHERE NOT held AND run_id IS DISTINCT FROM %(run_id)s AND minute_is_settled) AS untried_count
@@ -173,16 +184,21 @@ FROM (
 ) AS open
 
 -- name: untold
--- What runs found that did not live to say so.
-SELECT state AS outcome, error_code AS code, count(*) AS event_count, coalesce(sum(quantity), 0) AS units,
-       (array_agg(coalesce(source_row_id, identifier)))[1:5] AS sample_ids
+-- What runs found that did not live to say so: of this meter, whatever it and its event_name were called then.
+SELECT CASE WHEN late THEN 'late' ELSE state END AS outcome, error_code AS code, count(*) AS event_count,
+       coalesce(sum(quantity), 0) AS units, (array_agg(coalesce(source_row_id, identifier)))[1:5] AS sample_ids
 FROM meterctl.meter_events
-WHERE event_name = %(event_name)s AND state IN ('rejected', 'expired') AND NOT told
-GROUP BY state, error_code
+WHERE NOT told AND (state IN ('rejected', 'expired') OR late)
+  AND (event_name = %(event_name)s OR meter = %(meter)s)
+GROUP BY 1, error_code
 
--- name: tell
+-- name: note_told
+-- A run has printed what there was; what another has found since is that one's to tell.
 UPDATE meterctl.meter_events SET told = true
-WHERE event_name = %(event_name)s AND state IN ('rejected', 'expired') AND NOT told
+WHERE NOT told AND (state IN ('rejected', 'expired') OR late)
+  AND (event_name = ANY (%(event_names)s) OR meter = ANY (%(meters)s))
+  AND coalesce(run_id, 0) <= %(run_id)s
+  AND collected_at <= (SELECT finished_at FROM meterctl.runs WHERE id = %(run_id)s)
 
 -- name: undeliverable
 -- Open events of meters that no longer exist: nothing will ever send them.

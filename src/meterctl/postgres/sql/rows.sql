@@ -31,7 +31,8 @@ chosen AS (
 known AS (
     -- LIMIT keeps this a probe for each row: before the ledger's first ANALYZE the planner takes it to be empty, and
     -- would read all its events for every page.
-    -- An event of the meter under a former key is this row's if it is of the same instant, too.
+    -- An event of the meter under a former key is this row's if it is of the same instant, too. So is an open one of a
+    -- meter that the configuration no longer has: whoever renamed it altogether must decide about that event first.
     SELECT page.n, event.event_id, event.event_state, event.is_another_row
     FROM page CROSS JOIN LATERAL (
         SELECT event.id AS event_id, event.state AS event_state,
@@ -39,7 +40,8 @@ known AS (
         FROM meterctl.meter_events AS event
         WHERE event.source_row_id = page.row_id AND event.state <> 'replaced'
           AND (event.meter = %(meter)s
-               OR event.event_name = %(event_name)s AND event.occurred_at = page.occurred_at)
+               OR event.occurred_at = page.occurred_at
+                  AND (event.event_name = %(event_name)s OR {left_behind}))
         ORDER BY event.meter = %(meter)s DESC
         LIMIT 1
     ) AS event
@@ -196,7 +198,22 @@ SELECT count(*), min(u.{occurred_at}) AS oldest FROM {table} AS u
 WHERE {page_filter} AND NOT EXISTS (
     SELECT FROM meterctl.meter_events AS event
     WHERE event.source_row_id = u.{id}::text AND event.state <> 'replaced'
-      AND (event.meter = %(meter)s OR event.event_name = %(event_name)s AND event.occurred_at = u.{occurred_at}))
+      AND (event.meter = %(meter)s
+           OR event.occurred_at = u.{occurred_at} AND (event.event_name = %(event_name)s OR {left_behind})))
+
+-- name: left_behind
+-- An open event of a meter that is not configured. Where the configured meters are not named, there is none.
+(cardinality(%(event_names)s::text[]) > 0 AND event.event_name <> ALL (%(event_names)s)
+ AND event.state IN ('pending', 'sending', 'in_doubt'))
+
+-- name: not_to_report
+-- Of the rows asked for, those that no run would look at: unknown, too old or to be, or excluded by the meter's `where`.
+SELECT asked.id FROM unnest(%(row_ids)s) AS asked (id)
+WHERE asked.id <> ALL (
+    SELECT u.{id}::text FROM {table} AS u
+    WHERE u.{id}::text = ANY (%(row_ids)s)
+      AND (u.{reported_at} IS NOT NULL OR u.{occurred_at} IS NULL OR ({page_filter})))
+ORDER BY asked.id
 
 -- name: stamp
 -- Locked rows are left for a later transaction: the ledger decides, the stamp is only its cache. Only the very row that
