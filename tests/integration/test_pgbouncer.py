@@ -196,15 +196,10 @@ def stands_between_transactions(child: "Popen[str]", client: psycopg.Connection)
     return found
 
 
-BY_NAME = "a run counts as alive while any connection bears its name, and a pool keeps connections and their names"
-
-
-@pytest.mark.xfail(reason=BY_NAME, strict=True)
 def test_a_killed_run_is_not_shown_as_running(remembered: Shell) -> None:
     assert [run["outcome"] for run in remembered.run("runs", "--json").document["runs"]] == ["died"]
 
 
-@pytest.mark.xfail(reason=BY_NAME, strict=True)
 def test_a_killed_run_does_not_keep_us_in_test_mode(remembered: Shell) -> None:
     done = remembered.run("db", "forget-test", "--yes")
     assert done.code == 0, done.stderr

@@ -25,10 +25,11 @@ WHERE n.nspname = 'meterctl' AND t.relname IN ('meter_events', 'runs', 'identity
 ORDER BY 1
 
 -- name: living
--- Reports that have begun and are still connected: one that waits for its lock holds none yet.
+-- Reports that have begun and live: one that waits for its lock holds none yet, but has the transaction open for it.
 SELECT activity.application_name, activity.pid
 FROM meterctl.runs AS run
 JOIN pg_stat_activity AS activity ON activity.application_name = left('meterctl ' || run.pid || '@' || run.host, 63)
+JOIN pg_locks AS open ON open.pid = activity.pid AND open.locktype = 'virtualxid'
 WHERE run.finished_at IS NULL AND activity.datname = current_database()
   AND activity.application_name <> current_setting('application_name')
 LIMIT 1

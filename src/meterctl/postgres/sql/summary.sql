@@ -42,13 +42,14 @@ GROUP BY event_name, code
 ORDER BY event_name, code
 
 -- name: runs
--- Newest first. A run without an end whose backends are gone has died. So has one whose process number on that host
--- belongs to a later run by now: containers give every run the same one.
+-- Newest first. A run that lives has a transaction open, the one that holds its locks; a pool may keep other connections
+-- of its name. So a run without an end and without that has died. So has one whose process number on that host belongs to
+-- a later run by now: containers give every run the same one.
 SELECT run.id, run.command, run.mode, run.account, run.host, run.pid, run.version, run.started_at, run.finished_at,
        run.exit_code, run.counts,
        row_number() OVER (PARTITION BY run.host, run.pid ORDER BY run.id DESC) = 1
-       AND EXISTS (SELECT FROM pg_stat_activity AS activity
-                   WHERE activity.application_name = left('meterctl ' || run.pid || '@' || run.host, 63)) AS alive
+       AND EXISTS (SELECT FROM pg_stat_activity AS activity JOIN pg_locks AS open USING (pid)
+                   WHERE open.locktype = 'virtualxid' AND activity.application_name = left('meterctl ' || run.pid || '@' || run.host, 63)) AS alive
 FROM (SELECT * FROM meterctl.runs ORDER BY id DESC LIMIT %(limit)s) AS run
 ORDER BY run.id DESC
 
