@@ -137,6 +137,7 @@ def test_a_read_replica_is_78_and_points_to_the_primary(tmp_path: Path, argument
         shell.usage(1)
         with standby(server):
             refused(shell.run(*arguments), 78, "use the primary")
+            assert "WARN  this server is a standby" in shell.run("db", "check").stdout
         assert shell.total == 0
 
 

@@ -51,6 +51,7 @@ def inspect_database(connection: psycopg.Connection, settings: Settings) -> list
     """Return all findings, good ones too. Raises UnavailableError only if PostgreSQL goes away."""
     return [
         _version(connection),
+        *_standby(connection),
         *_schema(connection),
         *_fit(connection, settings),
         *_tables(connection, settings),
@@ -65,6 +66,15 @@ def _version(connection: psycopg.Connection) -> Finding:
         message = f"PostgreSQL {major}.{minor} is too old; meterctl needs {VERSION_MIN} or later"
         return Finding(status=Status.FAIL, message=message)
     return Finding(status=Status.OK, message=f"PostgreSQL {major}.{minor}")
+
+
+def _standby(connection: psycopg.Connection) -> Iterator[Finding]:
+    with transaction(connection, read_only=True):
+        row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+    if row and row[0]:
+        yield Finding(
+            status=Status.WARN, message="this server is a standby: reports need the primary, which takes writes"
+        )
 
 
 def _schema(connection: psycopg.Connection) -> Iterator[Finding]:
