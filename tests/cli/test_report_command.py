@@ -274,24 +274,6 @@ def test_two_runs_at_once_bill_once(shell: Shell) -> None:
     shell.assert_exact()
 
 
-@pytest.mark.parametrize("events", [1, 60, 200, 330])
-def test_kill_9_during_delivery_then_a_second_run_is_exact(shell: Shell, events: int) -> None:
-    shell.usage(400, customers=40)
-    shell.stripe.set_options(latency_ms=50)
-    child = shell.start("report-usage")
-    deadline = time.monotonic() + 30
-    while len(shell.stripe.events()) < events and time.monotonic() < deadline:
-        time.sleep(0.005)
-    child.kill()
-    child.communicate()
-    left = shell.sql("SELECT count(*) FILTER (WHERE state = 'sending'), count(*) FROM meterctl.meter_events")[0]
-    assert left[0] > 0, "it died in the middle of the work"
-    shell.stripe.set_options(latency_ms=0)
-    assert shell.run("report-usage", "--lock-timeout", "20s").code == 0
-    assert shell.total == 400
-    shell.assert_exact()
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_in_order(shell: Shell, number: signal.Signals, code: int) -> None:
     shell.usage(400, customers=40)
