@@ -17,7 +17,6 @@ import psycopg
 import pytest
 
 from cli.conftest import Shell
-from integration.test_attacks import DAY, HOUR, LOOKUP, configured, meter, run
 from meterctl.clock import SystemHostClock
 from meterctl.core.model import MeterEvent, Outcome
 from meterctl.errors import ExitCode, MeterctlError, UnavailableError
@@ -26,6 +25,7 @@ from meterctl.postgres.migrate import migrate
 from meterctl.sandbox.local_stripe import Fault, FaultKind, LocalStripe
 from meterctl.sandbox.postgres import EmbeddedPostgres
 from postgres_fixtures import SHIPPED_TABLES
+from several_meters import DAY, HOUR, LOOKUP, configured, meter, run
 from world import World, open_world
 
 # One customer, one meter, one lane must not hold up the others
