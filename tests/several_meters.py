@@ -14,10 +14,11 @@ from meterctl.core.allowance import Allowance
 from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import SerialDispatcher
 from meterctl.ports import Dispatcher
+from meterctl.postgres.identity import claim_ledger
 from meterctl.postgres.ledger import PostgresMeterLedger, undeliverable
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
-from meterctl.postgres.runs import claim_ledger, start_run
+from meterctl.postgres.runs import start_run
 from meterctl.settings import RowsMeter, Settings, load_settings
 from meterctl.stripe_api.client import stripe_client
 from meterctl.stripe_api.single import SingleEvents

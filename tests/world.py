@@ -22,10 +22,11 @@ from meterctl.core.model import Claim
 from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import SerialDispatcher
 from meterctl.ports import Dispatcher, MeterEvents, StopRequest, Totals
+from meterctl.postgres.identity import claim_ledger
 from meterctl.postgres.ledger import PostgresMeterLedger, note_told, take_over, undeliverable
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
-from meterctl.postgres.runs import claim_ledger, finish_run, start_run
+from meterctl.postgres.runs import finish_run, start_run
 from meterctl.postgres.settlements import PostgresSettlements
 from meterctl.sandbox.local_stripe import LocalStripe
 from meterctl.settings import RowsMeter, Settings, load_settings

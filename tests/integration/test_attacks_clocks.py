@@ -18,9 +18,9 @@ from meterctl.core.model import Claim, Heard, MeterEvent, Outcome, OutcomeKind, 
 from meterctl.core.pacing import OutageWatch, TokenBucket
 from meterctl.dispatch import SerialDispatcher, ThreadedDispatcher
 from meterctl.errors import ExitCode
+from meterctl.postgres.identity import claim_ledger
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner
-from meterctl.postgres.runs import claim_ledger
 from meterctl.sandbox.local_stripe import Fault, FaultKind, LocalStripe
 from meterctl.stripe_api.client import stripe_client
 from meterctl.stripe_api.single import SingleEvents

@@ -14,8 +14,9 @@ from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import ThreadedDispatcher
 from meterctl.ports import Dispatcher, StopRequest
 from meterctl.postgres.clock import PostgresClock
+from meterctl.postgres.identity import claim_ledger
 from meterctl.postgres.rows import LedgerOwner
-from meterctl.postgres.runs import claim_ledger, start_run
+from meterctl.postgres.runs import start_run
 from meterctl.sandbox.local_stripe import FaultKind, RandomFaults
 from meterctl.stripe_api.client import stripe_client
 from meterctl.stripe_api.single import SingleEvents

@@ -1,4 +1,4 @@
-"""`db migrate`, `check`, `adopt` and `forget-test`: prepare the database, prove that it is, and leave test mode."""
+"""`db …`: prepare the database, prove that it is, leave test mode, and bring a restored or copied one in order."""
 
 import json
 import sys
@@ -26,6 +26,17 @@ CutOver = Annotated[
         help="Usage before this instant was reported by a predecessor; only while the column is missing.",
         metavar="INSTANT",
     ),
+]
+
+
+Confirm = Annotated[
+    str | None, typer.Option("--confirm", help="With --yes in live mode: the account's id.", metavar="ACCOUNT")
+]
+Since = Annotated[
+    str, typer.Option("--since", help="The instant that the database was set back to.", metavar="INSTANT")
+]
+Resend = Annotated[
+    bool, typer.Option("--resend", help="Lost less than 22 hours ago: ask under the same identifiers, not by totals.")
 ]
 
 
@@ -119,6 +130,34 @@ def forget_test(context: typer.Context, *, yes: Yes = False, as_json: Json = Fal
     from meterctl.cli.wiring import open_settings
 
     raise typer.Exit(forget_test_ledger(open_settings(context), yes=yes, as_json=as_json))
+
+
+@app.command("recover")
+def recover(
+    context: typer.Context,
+    *,
+    since: Since,
+    resend: Resend = False,
+    yes: Yes = False,
+    confirm: Confirm = None,
+    as_json: Json = False,
+) -> None:
+    """After a restore or a failover: doubt all that may have been sent since, for Stripe's totals to settle."""
+    from meterctl.cli.db_recover import Asked
+    from meterctl.cli.db_recover import recover as recover_ledger
+    from meterctl.cli.wiring import open_settings
+
+    asked = Asked(since=instant(since), resend=resend, yes=yes, confirm=confirm, as_json=as_json)
+    raise typer.Exit(recover_ledger(open_settings(context), asked))
+
+
+@app.command("adopt-copy")
+def adopt_copy(context: typer.Context, *, yes: Yes = False, confirm: Confirm = None, as_json: Json = False) -> None:
+    """On a copy: close what is open, which the original bills, and make the ledger nobody's."""
+    from meterctl.cli.db_recover import adopt
+    from meterctl.cli.wiring import open_settings
+
+    raise typer.Exit(adopt(open_settings(context), yes=yes, confirm=confirm, as_json=as_json))
 
 
 def _show(adoption: "Adoption") -> None:

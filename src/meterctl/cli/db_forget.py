@@ -2,19 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+from meterctl.cli.locking import all_meters_locked
 from meterctl.cli.wiring import open_database
-from meterctl.clock import SystemHostClock
 from meterctl.core.value import formatted
-from meterctl.errors import ExitCode, LockedError
-from meterctl.postgres.connect import Connection
+from meterctl.errors import ExitCode
 from meterctl.postgres.forget import Forgettable, MeterPart, Rows, find_forgettable
 from meterctl.postgres.forgetting import Forgotten, forget
-from meterctl.postgres.lock import MeterLocks
-from meterctl.postgres.runs import run_label
 from meterctl.render.tables import table
 from meterctl.render.values import printable
 from meterctl.settings import Settings
@@ -39,29 +34,14 @@ def forget_test_ledger(settings: Settings, *, yes: bool, as_json: bool) -> ExitC
             if not found.is_empty:
                 _say("nothing was changed; to do it: meterctl db forget-test --yes")
             return ExitCode.OK
-        with _locks(connection, settings) as locks:
+        names = find_forgettable(connection, settings).event_names
+        with all_meters_locked(settings, names) as locks:
             found = find_forgettable(connection, settings)
             if not as_json:
                 _show(found, None, as_json=False)
             done = Forgotten() if found.is_empty else forget(connection, found.parts, between=locks.keep)
     _tell(found, done, as_json=as_json)
     return ExitCode.PROBLEMS if done.kept_count else ExitCode.OK
-
-
-@contextmanager
-def _locks(connection: Connection, settings: Settings) -> Iterator[MeterLocks]:
-    """Hold the locks of all meters, of those too that only the ledger knows. Raises LockedError naming who has one."""
-    names = find_forgettable(connection, settings).event_names
-    names |= {meter.event_name for meter in settings.meters.values()}
-    conninfo = settings.database_url.get_secret_value()
-    with MeterLocks(conninfo, run_label=run_label(), host_clock=SystemHostClock()) as locks:
-        for name in sorted(names):
-            if not locks.acquire(name, timeout_s=0, stopping=lambda: False):
-                raise LockedError(
-                    f"{name}: locked by {locks.holder(name)}",
-                    hint="nothing was changed; run it again when that one has ended",
-                )
-        yield locks
 
 
 def _show(found: Forgettable, done: Forgotten | None, *, as_json: bool) -> None:

@@ -23,10 +23,11 @@ from meterctl.ports import StopRequest
 from meterctl.postgres.check import require_fit
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection
+from meterctl.postgres.identity import claim_ledger, require_owner
 from meterctl.postgres.ledger import PostgresMeterLedger, note_told, undeliverable
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
-from meterctl.postgres.runs import claim_ledger, finish_run, require_owner, run_label, start_run
+from meterctl.postgres.runs import finish_run, run_label, start_run
 from meterctl.postgres.settlements import PostgresSettlements
 from meterctl.render.progress import delivery_progress
 from meterctl.render.report import ReportDocument, show_plan, show_report

@@ -13,10 +13,11 @@ from meterctl.errors import ExitCode, MeterctlError
 from meterctl.ports import StopRequest
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection
+from meterctl.postgres.identity import claim_ledger, require_owner
 from meterctl.postgres.ledger import take_over
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import LedgerOwner
-from meterctl.postgres.runs import claim_ledger, finish_run, require_owner, run_label, start_run
+from meterctl.postgres.runs import finish_run, run_label, start_run
 from meterctl.postgres.settlements import held_events
 from meterctl.render.settle import HELD_SHOWN_MAX, MeterSettled, SettleDocument, show_reads, show_settled
 from meterctl.settings import Settings

@@ -64,6 +64,17 @@ def open_database(settings: "Settings") -> "Iterator[Connection]":
         yield connection
 
 
+def confirmed_for(account: str, question: str, *, livemode: bool, yes: bool, confirm: str | None) -> bool:
+    """Ask as `confirmed` does; in live mode the account must be typed, or given with `--yes --confirm`."""
+    if not livemode:
+        return confirmed(question, yes=yes)
+    if yes and confirm != account:
+        raise UsageError("in live mode --yes is not enough", hint=f"add --confirm {account}")
+    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return confirmed(question, yes=yes)
+    return str(typer.prompt(f"{question} Type the account's id to do it", err=True)) == account
+
+
 def confirmed(question: str, *, yes: bool) -> bool:
     """Ask on a terminal; without one `--yes` must have been given. Raises UsageError where nobody can be asked."""
     if yes:

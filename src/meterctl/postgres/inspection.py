@@ -10,6 +10,7 @@ from meterctl.errors import NotPermittedError
 from meterctl.postgres.catalog import TableInfo, find_tables
 from meterctl.postgres.check import misfits
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.identity import read_marks
 from meterctl.postgres.indexes import (
     INDEXABLE,
     Columns,
@@ -52,6 +53,7 @@ def inspect_database(connection: psycopg.Connection, settings: Settings) -> list
     return [
         _version(connection),
         *_standby(connection),
+        *_marks(connection),
         *_schema(connection),
         *_fit(connection, settings),
         *_tables(connection, settings),
@@ -75,6 +77,13 @@ def _standby(connection: psycopg.Connection) -> Iterator[Finding]:
         yield Finding(
             status=Status.WARN, message="this server is a standby: reports need the primary, which takes writes"
         )
+
+
+def _marks(connection: psycopg.Connection) -> Iterator[Finding]:
+    unreadable = read_marks(connection).unreadable
+    if unreadable:
+        message = f"{' and '.join(unreadable)} cannot be read here: a restored database or a copy may not be noticed"
+        yield Finding(status=Status.WARN, message=message)
 
 
 def _schema(connection: psycopg.Connection) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""`meterctl.runs` and `meterctl.identity`: who ran, what came of it, and whose ledger this is."""
+"""`meterctl.runs`: who ran, and what came of it."""
 
 import os
 import socket
@@ -10,8 +10,9 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from meterctl import __version__
-from meterctl.errors import ConfigurationError, ExitCode
+from meterctl.errors import ExitCode
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.identity import mode_name
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows import LedgerOwner
 
@@ -49,30 +50,3 @@ def finish_run(
             query("runs", "finish"),
             {"run_id": run_id, "now": now, "exit_code": int(exit_code), "counts": Jsonb(dict(counts))},
         )
-
-
-def require_owner(connection: psycopg.Connection, owner: LedgerOwner) -> None:
-    """Raise ConfigurationError if the ledger belongs to another account or mode. A new ledger belongs to nobody."""
-    with transaction(connection, read_only=True):
-        row = connection.execute(query("ledger", "identity")).fetchone()
-    if row is None or (row[0], row[1]) == (owner.account, owner.livemode):
-        return
-    raise ConfigurationError(
-        f"this ledger belongs to account {row[0]} in {mode_name(livemode=row[1])} mode, the key to "
-        f"{owner.account} in {mode_name(livemode=owner.livemode)} mode",
-        hint="use the key of the ledger's account and mode, or another database",
-    )
-
-
-def claim_ledger(connection: psycopg.Connection, owner: LedgerOwner, now: datetime) -> None:
-    """Make a new ledger the account's own, or check that it is."""
-    with transaction(connection):
-        connection.execute(
-            query("ledger", "claim_identity"), {"account": owner.account, "livemode": owner.livemode, "now": now}
-        )
-    require_owner(connection, owner)
-
-
-def mode_name(*, livemode: bool) -> str:
-    """Return Stripe's word for the mode."""
-    return "live" if livemode else "test"

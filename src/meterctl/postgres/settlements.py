@@ -10,7 +10,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT, SettledBy
-from meterctl.core.settlement import SERIES_MIN, Books, Doubt, HeldEvent, Series, Verdict, Window
+from meterctl.core.settlement import QUIET_MIN, SERIES_MIN, Books, Doubt, HeldEvent, Series, Verdict, Window
 from meterctl.ports import Settled, SettledEvent
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.queries import query
@@ -29,7 +29,11 @@ class PostgresSettlements:
 
     def windows(self, now: datetime) -> list[Window]:
         """Return the customers and minutes whose doubts are old and whose next read may tell something."""
-        parameters = {"doubt_horizon": now - RESEND_LIMIT, "series_before": now - SERIES_MIN}
+        parameters = {
+            "doubt_horizon": now - RESEND_LIMIT,
+            "series_before": now - SERIES_MIN,
+            "recovered_before": now - QUIET_MIN,
+        }
         with transaction(self._connection, read_only=True):
             return [Window(**row) for row in self._fetch("windows", parameters)]
 

@@ -207,10 +207,3 @@ FROM meterctl.meter_events
 WHERE state IN ('pending', 'sending', 'in_doubt') AND event_name <> ALL (%(event_names)s)
 GROUP BY event_name
 ORDER BY event_name
-
--- name: identity
-SELECT account, livemode FROM meterctl.identity
-
--- name: claim_identity
-INSERT INTO meterctl.identity (account, livemode, since) VALUES (%(account)s, %(livemode)s, %(now)s)
-ON CONFLICT DO NOTHING

@@ -1,6 +1,7 @@
 -- name: windows
 -- Customers and minutes with an old doubt that nobody holds, longest in doubt first, unless their series began less than
--- an hour ago: reading again would cost a read and decide nothing.
+-- an hour ago: reading again would cost a read and decide nothing. None while what was sent before a recovery, whenever
+-- that was, may not show in the totals yet.
 SELECT doubt.customer, doubt.minute
 FROM (
     SELECT customer, date_trunc('minute', sent_timestamp) AS minute, min(doubt_since) AS since
@@ -12,7 +13,8 @@ FROM (
 LEFT JOIN meterctl.settlements AS series
     ON series.event_name = %(event_name)s AND series.customer = doubt.customer AND series.minute = doubt.minute
        AND series.decision IS NULL
-WHERE series.first_seen IS NULL OR series.first_seen <= %(series_before)s
+WHERE (series.first_seen IS NULL OR series.first_seen <= %(series_before)s)
+  AND NOT EXISTS (SELECT FROM meterctl.identity WHERE recovered_at > %(recovered_before)s)
 ORDER BY doubt.since, doubt.customer, doubt.minute
 
 -- name: books

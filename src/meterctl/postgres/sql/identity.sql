@@ -1,0 +1,58 @@
+-- name: system_identifier
+SELECT system_identifier::text FROM pg_control_system()
+
+-- name: timeline
+-- Of what is written now; the control file would tell that of the last checkpoint.
+SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)
+
+-- name: database_oid
+SELECT oid::text FROM pg_database WHERE datname = current_database()
+
+-- name: read
+SELECT account, livemode, system_identifier, timeline, database_oid, recover_since FROM meterctl.identity
+
+-- name: claim
+INSERT INTO meterctl.identity (account, livemode, since, system_identifier, timeline, database_oid)
+VALUES (%(account)s, %(livemode)s, %(now)s, %(system_identifier)s, %(timeline)s, %(database_oid)s)
+ON CONFLICT DO NOTHING
+
+-- name: mark
+-- A ledger of before there were marks takes those of where it is.
+UPDATE meterctl.identity
+SET system_identifier = %(system_identifier)s, timeline = %(timeline)s, database_oid = %(database_oid)s
+WHERE system_identifier IS NULL AND timeline IS NULL AND database_oid IS NULL
+
+-- name: begin_recovery
+UPDATE meterctl.identity SET recover_since = %(since)s
+
+-- name: end_recovery
+UPDATE meterctl.identity
+SET recover_since = NULL, recovered_at = %(now)s, system_identifier = %(system_identifier)s, timeline = %(timeline)s,
+    database_oid = %(database_oid)s
+
+-- name: open_events
+-- What `db recover` puts in doubt and `db adopt-copy` closes.
+SELECT event_name, state, count(*) AS event_count, coalesce(sum(quantity), 0) AS units,
+       count(DISTINCT customer) AS customer_count
+FROM meterctl.meter_events
+WHERE state IN ('pending', 'sending', 'in_doubt')
+GROUP BY event_name, state
+ORDER BY event_name, state
+
+-- name: doubt
+-- What had no answer in the past that the database is of, may have had one since. Held events are looked at again. The
+-- lost calls used up Idempotency-Keys (identifier:answers_heard), under which Stripe keeps their answers for a day: further
+-- ones begin well behind them, so that no answer to a lost call is taken for one of ours.
+UPDATE meterctl.meter_events
+SET state = 'in_doubt', ever_in_doubt = true, doubt_since = least(doubt_since, %(doubt_since)s), held_reason = NULL,
+    claimed_from = NULL, claimed_at = NULL, attempt_count = attempt_count + 1000, answers_heard = answers_heard + 1000
+WHERE state IN ('pending', 'sending', 'in_doubt')
+
+-- name: close
+UPDATE meterctl.meter_events
+SET state = 'waived', closed_reason = %(reason)s, doubt_since = NULL, held_reason = NULL, claimed_from = NULL,
+    claimed_at = NULL
+WHERE state IN ('pending', 'sending', 'in_doubt')
+
+-- name: forget
+DELETE FROM meterctl.identity
