@@ -11,17 +11,20 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
+import pytest
 
 from meterctl.actions.collect import EXPIRED_LOOK_BACK
+from meterctl.cli.db_recover import recover_ledger
 from meterctl.core.model import RESEND_LIMIT
 from meterctl.core.settlement import Window
-from meterctl.errors import MeterctlError
+from meterctl.errors import ConfigurationError, MeterctlError
 from meterctl.postgres.ledger_admin import retry, waive
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.settlements import assume, doubtable, put_in_doubt
 from meterctl.sandbox.local_stripe import FaultKind, RandomFaults
 from meterctl.settings import RowsMeter
 from simulation.mortal import Fate, Killed, MortalConnection, MortalEvents
+from simulation.past import Past
 from world import VirtualTime, World
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -73,7 +76,10 @@ class Simulation:
     fate: Fate = field(init=False)
     _depth: int = 0
 
+    past: Past = field(init=False)
+
     def __post_init__(self) -> None:
+        self.past = Past(connection=self.plain)
         self.chance = random.Random(self.seed)  # noqa: S311 -- repeatable, nothing secret
         self.fate = Fate(chance=self.chance)
         self.world.wrap_connection = lambda connection: MortalConnection(connection, self.fate)  # type: ignore[assignment, return-value] # all of a connection that we use
@@ -85,6 +91,7 @@ class Simulation:
         self._found()
         for _ in range(self.chance.randint(2, 6)):
             self._night()
+            self._perhaps_set_back()
         self._stop_faults()
         self._come_to_rest()
 
@@ -174,6 +181,21 @@ class Simulation:
             name = f"c{len(self.names)}"
             self.world.customer(name, started_at=self.world.time.now() - HOUR)
             self.names.append(name)
+
+    def _perhaps_set_back(self) -> None:
+        """The ledger is kept one night, and some nights later it is that again; then somebody recovers it."""
+        now, ledger_is_there = self.world.time.now(), self.world.rows("SELECT FROM meterctl.identity")
+        if self.past.kept_at is None and ledger_is_there and self.chance.random() < 0.2:
+            self.say("the ledger is kept")
+            self.past.keep(now)
+        elif self.past.kept_at is not None and self.chance.random() < 0.4:
+            since, self.past.kept_at = self.past.kept_at, None
+            resend = now - since < 22 * HOUR and self.chance.random() < 0.5
+            self.say(f"the ledger is set back to {since:%d %H:%M:%S}; recover, {resend=}")
+            self.past.set_back()
+            with pytest.raises(ConfigurationError):
+                self.world.run()
+            recover_ledger(self.plain, self.world.settings(), self.world.time, since=since, resend=resend)
 
     def _perhaps_suspended(self) -> None:
         """The machine sleeps between the claim and the look at its age."""

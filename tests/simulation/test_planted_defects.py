@@ -6,12 +6,12 @@ from simulation.planted import DEFECTS, planted
 from simulation.seeds import simulate
 
 FOUND_BY = {
-    "safe-window-ignored": (20, "billed .*, the ledger says"),
+    "safe-window-ignored": (13, "billed .*, the ledger says"),
     "claim-not-committed": (12, "billed .*, the ledger says"),
-    "stamp-before-answer": (6, "stamped, not billed"),
+    "stamp-before-answer": (20, "stamped, not billed"),
     "already-exists-is-an-error": (4, "billed .*, the ledger says"),
     "throttling-clears-a-doubt": (20, "billed .*, the ledger says"),
-    "key-kept-after-an-answer": (6, "leaves no young doubt"),
+    "key-kept-after-an-answer": (30, "leaves no young doubt"),
     "one-read-believed": (2, "one_read_decides_nothing"),
 }
 

@@ -125,13 +125,15 @@ def recover_ledger(connection: Connection, settings: Settings, clock: Clock, *, 
 
     From its beginning to its end no report sends anything; what dies in between is run again.
     """
+    begun_at = clock.now()
     begin_recovery(connection, since)
     owner = _owner(_identity(connection))
     run_id = start_run(connection, "db recover", owner, clock.now())
     for key, meter in rows_meters(settings).items():
         source = _source(connection, settings, key, meter, owner)
         _collect(connection, key, meter, source, run_id, clock)
-    count = end_recovery(connection, doubt_since=since if resend else TOTALS_ONLY, now=clock.now())
+    doubt_since = since if resend else TOTALS_ONLY
+    count = end_recovery(connection, doubt_since=doubt_since, begun_at=begun_at, now=clock.now())
     finish_run(connection, run_id, ExitCode.OK, {"in_doubt": count}, clock.now())
     return count
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 import psycopg
 from psycopg.rows import dict_row
 
+from meterctl.core.model import PAST_LIMIT
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.identity import read_marks
 from meterctl.postgres.queries import query
@@ -36,11 +37,17 @@ def begin_recovery(connection: psycopg.Connection, since: datetime) -> None:
         connection.execute(query("identity", "begin_recovery"), {"since": since})
 
 
-def end_recovery(connection: psycopg.Connection, *, doubt_since: datetime, now: datetime) -> int:
-    """Put all that is open in doubt and take the marks of this database; return how many events. One transaction."""
+def end_recovery(connection: psycopg.Connection, *, doubt_since: datetime, begun_at: datetime, now: datetime) -> int:
+    """Put in doubt what is open, or expired since `begun_at`, and take the marks of this database; return how many.
+
+    One transaction.
+    """
     marks = read_marks(connection)
     with transaction(connection):
-        count = connection.execute(query("identity", "doubt"), {"doubt_since": doubt_since}).rowcount
+        count = connection.execute(
+            query("identity", "doubt"),
+            {"doubt_since": doubt_since, "begun_at": begun_at, "expired_before": now - PAST_LIMIT},
+        ).rowcount
         connection.execute(query("identity", "end_recovery"), asdict(marks) | {"now": now})
     return count
 

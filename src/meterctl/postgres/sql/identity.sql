@@ -42,11 +42,15 @@ ORDER BY event_name, state
 -- name: doubt
 -- What had no answer in the past that the database is of, may have had one since. Held events are looked at again. The
 -- lost calls used up Idempotency-Keys (identifier:answers_heard), under which Stripe keeps their answers for a day: further
--- ones begin well behind them, so that no answer to a lost call is taken for one of ours.
+-- ones begin well behind them, so that no answer to a lost call is taken for one of ours. What the recovery itself found
+-- too old to be sent may have been sent in time: totals decide, and what is proven absent expires again.
 UPDATE meterctl.meter_events
-SET state = 'in_doubt', ever_in_doubt = true, doubt_since = least(doubt_since, %(doubt_since)s), held_reason = NULL,
-    claimed_from = NULL, claimed_at = NULL, attempt_count = attempt_count + 1000, answers_heard = answers_heard + 1000
-WHERE state IN ('pending', 'sending', 'in_doubt')
+SET state = 'in_doubt', ever_in_doubt = true, held_reason = NULL,
+    doubt_since = CASE WHEN sent_timestamp < %(expired_before)s THEN 'epoch'
+                       ELSE least(doubt_since, %(doubt_since)s) END,
+    claimed_from = NULL, claimed_at = NULL, attempt_count = attempt_count + 1000, answers_heard = answers_heard + 1000,
+    error_code = NULL, error_message = NULL
+WHERE state IN ('pending', 'sending', 'in_doubt') OR state = 'expired' AND collected_at >= %(begun_at)s
 
 -- name: close
 UPDATE meterctl.meter_events

@@ -1,0 +1,55 @@
+"""A ledger that is set back to an earlier commit, as by a restore, in a database whose application goes on."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+
+TABLES = ("meter_events", "settlements", "runs", "identity")
+
+KEEP = """
+DROP SCHEMA IF EXISTS kept CASCADE;
+CREATE SCHEMA kept;
+CREATE TABLE kept.meter_events AS TABLE meterctl.meter_events;
+CREATE TABLE kept.settlements AS TABLE meterctl.settlements;
+CREATE TABLE kept.runs AS TABLE meterctl.runs;
+CREATE TABLE kept.identity AS TABLE meterctl.identity;
+CREATE TABLE kept.stamps AS SELECT id, stripe_reported_at FROM usage_events
+"""
+
+SET_BACK = """
+TRUNCATE meterctl.meter_events, meterctl.settlements, meterctl.runs, meterctl.identity;
+INSERT INTO meterctl.meter_events OVERRIDING SYSTEM VALUE TABLE kept.meter_events;
+INSERT INTO meterctl.settlements OVERRIDING SYSTEM VALUE TABLE kept.settlements;
+INSERT INTO meterctl.runs OVERRIDING SYSTEM VALUE TABLE kept.runs;
+INSERT INTO meterctl.identity TABLE kept.identity;
+SELECT setval(pg_get_serial_sequence('meterctl.meter_events', 'id'), max(id) + 1, false) FROM meterctl.meter_events;
+SELECT setval(pg_get_serial_sequence('meterctl.settlements', 'id'), max(id) + 1, false) FROM kept.settlements;
+SELECT setval(pg_get_serial_sequence('meterctl.runs', 'id'), max(id) + 1, false) FROM kept.runs;
+UPDATE usage_events AS u
+SET stripe_reported_at = (SELECT s.stripe_reported_at FROM kept.stamps AS s WHERE s.id = u.id);
+UPDATE meterctl.identity SET timeline = 'another'
+"""
+"""Usage that came since is there again, under its ids, without a stamp: the application has brought it back.
+
+Sequences count again from where they were: ids of events and runs come a second time.
+"""
+
+
+@dataclass(kw_only=True)
+class Past:
+    """What the ledger was at an instant. `kept_at` None: nothing is kept."""
+
+    connection: psycopg.Connection
+    kept_at: datetime | None = None
+
+    def keep(self, now: datetime) -> None:
+        """Keep the ledger and the stamps as they are."""
+        with self.connection.transaction():
+            self.connection.execute(KEEP)
+        self.kept_at = now
+
+    def set_back(self) -> None:
+        """Lose everything since, under another mark of identity."""
+        with self.connection.transaction():
+            self.connection.execute(SET_BACK)
