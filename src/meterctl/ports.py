@@ -242,7 +242,7 @@ class GroupedTotals(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownCustomer:
-    """A customer of whom the ledger has events in a range, and up to where its totals are proven; None: never."""
+    """A customer to compare, and up to where its totals are proven; None: never."""
 
     event_name: str
     customer: str
@@ -267,7 +267,7 @@ class ReconciliationLedger(Protocol):
     """The ledger of one meter, as it is compared with Stripe's totals."""
 
     def customers(self, span: Span, only: Sequence[str]) -> list[KnownCustomer]:
-        """Return the customers with any event in the span, of these if any are named, longest unproven first."""
+        """Return the customers with any event in the span, or those that are named, longest unproven first."""
         ...
 
     def books(

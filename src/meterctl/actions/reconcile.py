@@ -41,12 +41,16 @@ log = get_logger()
 
 @dataclass(kw_only=True, slots=True)
 class MeterSide:
-    """One meter's two sets of books, and what comparing them came to. `left_count`: customers not read."""
+    """One meter's two sets of books, and what comparing them came to.
+
+    `left_count`: customers not read. `unknown`: customers that Stripe does not know.
+    """
 
     event_name: str
     ledger: ReconciliationLedger
     totals: GroupedTotals
     comparisons: list[Comparison] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     left_count: int = 0
     read_count: int = 0
     late_count: int = 0
@@ -115,6 +119,7 @@ class Reconciliation:
             totals |= found
             known = known and customer_known
         side.failed_in_a_row = 0
+        side.unknown += [] if known else [one.customer]
         return _Read(
             event_name=one.event_name,
             customer=one.customer,

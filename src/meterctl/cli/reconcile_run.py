@@ -95,12 +95,6 @@ def _sides(
 
 def _plan(sides: Sequence[MeterSide], span: Span, asked: Asked) -> ReadingPlan:
     known = [one for side in sides for one in side.ledger.customers(span, asked.customers)]
-    unknown = [customer for customer in asked.customers if customer not in {one.customer for one in known}]
-    if unknown:
-        raise UsageError(
-            f"the ledger has no event of {', '.join(unknown)} in this range",
-            hint="`meterctl ledger list --customer …` shows what it has",
-        )
     plan = reading_plan(known, span, reads_max=asked.reads_max)
     if known and not plan.chosen:
         raise UsageError(

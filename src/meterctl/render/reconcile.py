@@ -19,6 +19,9 @@ SCHEMA = "meterctl.reconcile/1"
 
 COLUMNS = ("meter", "customer", "from", "to", "ledger", "Stripe", "cause")
 
+SAMPLES_MAX = 5
+"""Customers named at once."""
+
 CAUSES = {
     Cause.IN_DOUBT: "Stripe has events that are in doubt here; the next reports settle them",
     Cause.HELD: "Stripe has events that are held here, for a person to decide",
@@ -90,6 +93,7 @@ def _meter(side: "MeterSide") -> dict[str, Any]:
         "customers": len(compared),
         "equal": sum(not comparison.differences for comparison in compared),
         "left": side.left_count,
+        "unknown": len(side.unknown),
         "reads": side.read_count,
         "ledger_total": shown(sum(comparison.ledger_total for comparison in compared)),
         "stripe_total": shown(sum(comparison.stripe_total for comparison in compared)),
@@ -138,6 +142,9 @@ def show_reconciled(document: ReconcileDocument, *, as_json: bool, quiet: bool, 
             if side.late_count:
                 late = f"{side.late_count} late events, {shown(side.late_units)} units"
                 print(f"{side.event_name}: {late}, are in Stripe's totals but on no invoice")
+            if side.unknown:
+                names = ", ".join(map(shown, side.unknown[:SAMPLES_MAX]))
+                print(f"{side.event_name}: Stripe does not know {len(side.unknown)} customers (e.g. {names})")
     for side in document.sides:
         if side.error is not None:
             _say(f"meterctl: {side.event_name}: {side.error.message}")

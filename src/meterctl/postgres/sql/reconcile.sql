@@ -1,10 +1,13 @@
 -- name: customers
--- Customers with any event in the range, those first whose totals were proven longest ago, or never.
+-- Customers with any event in the range, or those that were named, who may have none: somebody else may have reported
+-- for them. Those first whose totals were proven longest ago, or never.
 SELECT %(event_name)s AS event_name, known.customer, proof.proven_until
 FROM (
     SELECT DISTINCT customer FROM meterctl.meter_events
     WHERE event_name = %(event_name)s AND sent_timestamp >= %(start)s AND sent_timestamp < %(end)s
-      AND customer IS NOT NULL AND (%(only)s::text[] = '{}' OR customer = ANY (%(only)s::text[]))
+      AND customer IS NOT NULL AND %(only)s::text[] = '{}'
+    UNION ALL
+    SELECT unnest(%(only)s::text[])
 ) AS known
 LEFT JOIN meterctl.reconciliations AS proof
     ON proof.latest AND proof.event_name = %(event_name)s AND proof.customer = known.customer

@@ -33,7 +33,7 @@ GROUP BY event_name
 SELECT event.event_name,
        least(min(proof.proven_until),
              date_trunc('minute', min(event.sent_timestamp) FILTER (
-                 WHERE proof.id IS NULL OR event.accepted_at > proof.proven_at
+                 WHERE proof.id IS NULL OR event.accepted_at >= proof.proven_at
                        OR event.sent_timestamp < proof.proven_from))) AS proven_up_to
 FROM meterctl.meter_events AS event
 LEFT JOIN meterctl.reconciliations AS proof
