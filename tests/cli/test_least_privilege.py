@@ -102,6 +102,12 @@ def test_the_role_takes_over_and_settles_what_a_killed_run_left(job: Job) -> Non
     job.owner.assert_exact()
 
 
+def test_the_role_compares_with_stripe(job: Job) -> None:
+    job.owner.usage(2)
+    assert job.run("report-usage").code == 0
+    assert (job.run("reconcile", "--since", "2026-01-01").code, job.run("summary").code) == (0, 0)
+
+
 def test_the_role_cannot_change_what_it_only_reads(job: Job) -> None:
     """Nobody who gets hold of the job's password can change an amount, a payer or, by deleting, the books."""
     may = "SELECT has_column_privilege(%s, %s, %s, 'UPDATE')"

@@ -1,5 +1,6 @@
 """`meterctl reconcile` as a person and a script use it."""
 
+import signal
 import time
 
 import pytest
@@ -232,3 +233,36 @@ def test_a_running_report_is_not_in_its_way(shell: Shell) -> None:
     finally:
         child.kill()
         child.communicate()
+
+
+def test_two_at_once_leave_one_newest_comparison_of_each_customer(reported: Shell) -> None:
+    children = [reported.start("reconcile", "-q") for _ in range(3)]
+    assert [child.communicate()[1] for child in children] == ["", "", ""]
+    assert [child.returncode for child in children] == [0, 0, 0]
+    assert reported.sql("SELECT count(*), count(*) FILTER (WHERE latest) FROM meterctl.reconciliations") == [(9, 3)]
+
+
+def test_a_signal_ends_it_after_the_read_under_way_and_what_was_found_is_kept(reported: Shell) -> None:
+    slow = Fault(kind=FaultKind.SLOW, delay_s=2, operation="event_summaries.list", nth=3, times=None)
+    reported.stripe.add_fault(slow)
+    child = reported.start("reconcile", "--json")
+    while len(reported.stripe.requests("event_summaries.list")) < 2:
+        assert child.poll() is None
+    child.send_signal(signal.SIGTERM)
+    stdout, stderr = child.communicate(timeout=30)
+    assert (child.returncode, "Traceback" in stderr) == (143, False)
+    assert '"customers": 1, "equal": 1, "different": 0, "left": 2' in stdout
+    assert len(reported.sql("SELECT id FROM meterctl.reconciliations")) == 1
+
+
+def test_leaving_test_mode_forgets_what_was_compared(reported: Shell) -> None:
+    reported.run("reconcile")
+    assert reported.run("db", "forget-test", "--yes").code == 0
+    assert reported.sql("SELECT id FROM meterctl.reconciliations") == []
+
+
+def test_the_other_modes_ledger_is_78(reported: Shell) -> None:
+    reported.sql("UPDATE meterctl.identity SET account = 'acct_other'")
+    done = reported.run("reconcile")
+    assert (done.code, "belongs to account acct_other" in done.stderr) == (78, True)
+    assert reported.stripe.requests("event_summaries.list") == []
