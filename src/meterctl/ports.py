@@ -267,7 +267,7 @@ class ReconciliationLedger(Protocol):
     """The ledger of one meter, as it is compared with Stripe's totals."""
 
     def customers(self, span: Span, only: Sequence[str]) -> list[KnownCustomer]:
-        """Return the customers with any event in the span, or those that are named, longest unproven first."""
+        """Return the customers with any event in the span, or those that are named."""
         ...
 
     def books(

@@ -11,7 +11,7 @@ import pytest
 from meterctl.actions.reading_plan import default_span, reading_plan
 from meterctl.actions.reconcile import MeterSide, Reconciliation
 from meterctl.core.reconciliation import Cause, Difference, Span
-from meterctl.errors import ExitCode
+from meterctl.errors import ExitCode, UnavailableError
 from meterctl.ports import GroupedReading
 from meterctl.postgres.reconciliations import PostgresReconciliations
 from meterctl.postgres.summary import MeterFigures, meter_figures
@@ -44,6 +44,7 @@ def reconcile(
     only: tuple[str, ...] = (),
     reads_max: int = 300,
     after_read: Callable[[], None] = lambda: None,
+    unreadable: tuple[str, ...] = (),
 ) -> ReconcileDocument:
     """Compare once, as the command does. `after_read` is done behind each read of Stripe's totals."""
     settings = world.settings()
@@ -53,7 +54,7 @@ def reconcile(
             assert isinstance(meter, RowsMeter)
             name = meter.event_name
             client = stripe_client(settings.stripe, connections_max=1)
-            totals = Watched(MeterSummaries(client, name, livemode=False, pace_per_s=None), after_read)
+            totals = Watched(MeterSummaries(client, name, livemode=False, pace_per_s=None), after_read, unreadable)
             ledger = PostgresReconciliations(connection, event_name=name, formula=meter.formula, run_id=1)
             sides.append(MeterSide(event_name=name, ledger=ledger, totals=totals))
         span = span or default_span(world.time.now())
@@ -65,11 +66,14 @@ def reconcile(
 
 
 class Watched:
-    def __init__(self, totals: MeterSummaries, after_read: Callable[[], None]) -> None:
+    def __init__(self, totals: MeterSummaries, after_read: Callable[[], None], unreadable: tuple[str, ...]) -> None:
         self._totals = totals
         self._after_read = after_read
+        self._unreadable = unreadable
 
     def grouped(self, customer: str, start: datetime, end: datetime, unit: timedelta | None) -> GroupedReading:
+        if customer in self._unreadable:
+            raise UnavailableError("no answer")
         reading = self._totals.grouped(customer, start, end, unit)
         self._after_read()
         return reading
@@ -522,3 +526,71 @@ def test_two_comparisons_of_one_customer_leave_one_latest(ada: World) -> None:
     reconcile(ada)
     reconcile(ada)
     assert [row["latest"] for row in kept(ada)] == [False, True]
+
+
+def test_single_customers_that_cannot_be_read_hold_up_no_other(ada: World) -> None:
+    names = [f"c{n}" for n in range(8)]
+    for name in names:
+        ada.customer(name)
+        ada.usage(name, 1)
+    ada.run()
+    later(ada)
+    document = reconcile(ada, unreadable=tuple(f"cus_{name}" for name in names[::2]))
+    assert (document.counts()["equal"], document.left_count, document.exit_code) == (4, 4, ExitCode.UNAVAILABLE)
+
+
+def test_what_is_being_sent_is_no_alarm(ada: World) -> None:
+    ada.usage("ada", 3, ago=3 * HOUR)
+    ada.stripe.add_fault(Fault(kind=FaultKind.LOST_ANSWER, times=None))
+    ada.run()
+    ada.connection.execute(
+        "UPDATE meterctl.meter_events SET state = 'sending', claimed_from = 'in_doubt', claimed_at = now(), run_id = 1"
+    )
+    later(ada)
+    document = reconcile(ada)
+    assert (only_one(document).cause, document.exit_code) == (Cause.NOT_YET_CAUGHT_UP, ExitCode.OK)
+
+
+@pytest.mark.parametrize("read_count", [2, 3, 4, 5, 6, 7, 8])
+def test_what_moves_while_it_is_read_has_not_caught_up(ada: World, read_count: int) -> None:
+    """They lag longer than ever seen, and catch up between two reads, whichever these are."""
+    ada.stripe.set_options(summary_lag_s=5 * 3600)
+    for n in range(60):
+        ada.usage("ada", 3, created_at=at(ada, DAY) + n * MINUTE)
+    ada.run()
+    later(ada)
+    assert {difference.cause for difference in reconcile(ada).differences} == {Cause.SHORTFALL}
+    count = 0
+
+    def catch_up() -> None:
+        nonlocal count
+        count += 1
+        if count == read_count:
+            ada.stripe.set_options(summary_lag_s=0)
+
+    causes = {difference.cause for difference in reconcile(ada, after_read=catch_up).differences}
+    assert Cause.NOT_YET_CAUGHT_UP in causes
+    assert Cause.FOREIGN_WRITER not in causes
+    assert reconcile(ada).differences == []
+
+
+def test_a_small_rest_of_a_large_total_is_not_measured_too_finely(ada: World) -> None:
+    """The hour's total is a double: what is left of it for the second half is off by more than that half's own."""
+    ada.config |= {"meters.ai_suggestion.values": "decimal"}
+    hour = at(ada, DAY)
+    ada.usage("ada", Decimal("123456789.123456"), created_at=hour)
+    ada.usage("ada", Decimal("0.000000123456"), created_at=hour + 50 * MINUTE)
+    ada.run()
+    foreign(ada, 1, hour)
+    later(ada)
+    difference = only_one(reconcile(ada))
+    assert (difference.cause, difference.span) == (Cause.FOREIGN_WRITER, Span(start=hour, end=hour + MINUTE))
+
+
+def test_what_lies_before_the_only_comparison_is_unproven(ada: World) -> None:
+    ada.usage("ada", 3, ago=9 * DAY)
+    ada.usage("ada", 3, ago=DAY)
+    ada.run()
+    later(ada)
+    reconcile(ada, span=Span(start=at(ada, 3 * DAY), end=at(ada, 2 * HOUR)))
+    assert figures(ada).proven_up_to == minute_of(ada.events()[0]).start

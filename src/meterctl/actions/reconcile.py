@@ -10,11 +10,11 @@ from decimal import Decimal
 from functools import reduce
 from operator import add
 
+from meterctl.actions.narrowing import Narrowing
 from meterctl.actions.reading_plan import ReadingPlan, full_from
 from meterctl.clock import Clock
 from meterctl.core.reconciliation import (
     DAY,
-    HOUR,
     SUMMARY_LAG,
     Cause,
     Compared,
@@ -25,16 +25,14 @@ from meterctl.core.reconciliation import (
     cells,
     compared,
     equal_until,
-    halves,
     questions,
 )
-from meterctl.core.settlement import MINUTE
 from meterctl.errors import MeterctlError, UnavailableError
 from meterctl.logs import get_logger
 from meterctl.ports import Comparison, GroupedTotals, KnownCustomer, ReconciliationLedger
 
 FAILED_IN_A_ROW_MAX = 3
-"""So many customers of a meter in a row that cannot be read are Stripe's fault."""
+"""So many reads of a meter in a row that fail are Stripe's fault, not that of one customer."""
 
 log = get_logger()
 
@@ -68,6 +66,10 @@ class MeterSide:
         """Whether it makes no sense to ask for more of this meter."""
         hopeless = self.error is not None and not isinstance(self.error, UnavailableError)
         return hopeless or self.failed_in_a_row >= FAILED_IN_A_ROW_MAX
+
+
+BooksByStart = Mapping[tuple[str, datetime], SpanBooks]
+"""The ledger's books by customer and start of a window; none where there is no event."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +120,6 @@ class Reconciliation:
             found, customer_known = answer
             totals |= found
             known = known and customer_known
-        side.failed_in_a_row = 0
         side.unknown += [] if known else [one.customer]
         return _Read(
             event_name=one.event_name,
@@ -127,6 +128,19 @@ class Reconciliation:
             read_count=side.read_count - before,
             customer_known=known,
         )
+
+    def _narrowing(self, side: MeterSide, customer: str) -> Narrowing:
+        def ask(asked: Sequence[Question]) -> dict[Span, Decimal] | None:
+            if self._reads_left < sum(question.read_count for question in asked):
+                return None
+            answers = [self._asked(side, customer, question) for question in asked]
+            found = [answer[0] for answer in answers if answer is not None]
+            return {span: total for totals in found for span, total in totals.items()} if None not in answers else None
+
+        def books(span: Span, unit: timedelta) -> dict[datetime, SpanBooks]:
+            return {start: part for (_, start), part in self._books(side, [customer], span, unit).items()}
+
+        return Narrowing(ask=ask, books=books)
 
     def _asked(self, side: MeterSide, customer: str, question: Question) -> tuple[dict[Span, Decimal], bool] | None:
         """Ask Stripe; return total by cell, and whether it knows the customer. None: not now."""
@@ -141,14 +155,14 @@ class Reconciliation:
             side.error, side.failed_in_a_row = error, side.failed_in_a_row + 1
             log.warning("totals_not_read", event_name=side.event_name, customer=customer, error=error.message)
             return None
+        side.failed_in_a_row = 0
         self._reads_left -= answer.read_count - 1
         side.read_count += answer.read_count - 1
         parts = [span] if unit is None else cells(span, unit)
         return {part: answer.totals.get(part.start, Decimal(0)) for part in parts}, answer.customer_known
 
-    def _books(self, side: MeterSide, customers: Sequence[str], span: Span, unit: timedelta) -> "_Books":
-        fresh_since = self._started_at - SUMMARY_LAG
-        return _Books(side.ledger.books(customers, span, unit, fresh_since=fresh_since))
+    def _books(self, side: MeterSide, customers: Sequence[str], span: Span, unit: timedelta) -> BooksByStart:
+        return side.ledger.books(customers, span, unit, fresh_since=self._started_at - SUMMARY_LAG)
 
     def _compare(self, side: MeterSide, read: Sequence[_Read]) -> None:
         books = self._books(side, [one.customer for one in read], self.plan.span, DAY)
@@ -158,14 +172,18 @@ class Reconciliation:
             side.late_units += sum((day.books.late_units for day in days), Decimal(0))
             self._keep(side, one, days)
 
-    def _days_compared(self, one: _Read, books: "_Books") -> list[Compared]:
-        return [compared(span, total, books.of(one.customer, span)) for span, total in sorted(one.totals.items())]
+    def _days_compared(self, one: _Read, books: BooksByStart) -> list[Compared]:
+        return [
+            compared(span, total, books.get((one.customer, span.start), SpanBooks()))
+            for span, total in sorted(one.totals.items())
+        ]
 
     def _keep(self, side: MeterSide, one: _Read, days: Sequence[Compared]) -> None:
         before = side.read_count
         differing = [day for day in days if day.cause is not None]
         if one.customer_known:
-            differing = [part for day in differing for part in self._narrowed(side, one.customer, day)]
+            narrowing = self._narrowing(side, one.customer)
+            differing = [part for day in differing for part in narrowing.smallest(day)]
         elif differing:
             books = reduce(add, (day.books for day in days), SpanBooks())
             differing = [compared(self.plan.span, Decimal(0), books)]
@@ -181,73 +199,6 @@ class Reconciliation:
         )
         side.ledger.store(comparison, is_full=self.plan.span.start <= full_from(self._started_at))
         side.comparisons.append(comparison)
-
-    def _narrowed(self, side: MeterSide, customer: str, whole: Compared) -> list[Compared]:
-        """Return the smallest parts that differ, as far as the reads suffice; what is explained needs no reads."""
-        if whole.cause is None:
-            return []
-        if whole.cause.explains:
-            return [whole]
-        if whole.span.length <= MINUTE:
-            return self._read_itself(side, customer, whole)
-        split = self._hours if whole.span.length > HOUR else self._halves
-        parts = split(side, customer, whole)
-        found = [part for one in parts for part in self._narrowed(side, customer, one)]
-        return found or [whole]
-
-    def _hours(self, side: MeterSide, customer: str, day: Compared) -> list[Compared]:
-        totals: dict[Span, Decimal] = {}
-        asked = questions(day.span, HOUR)
-        if self._reads_left < sum(question.read_count for question in asked):
-            return []
-        for question in asked:
-            answer = self._asked(side, customer, question)
-            if answer is None:
-                return []
-            totals |= answer[0]
-        books = self._books(side, [customer], day.span, HOUR)
-        return [compared(span, total, books.of(customer, span)) for span, total in sorted(totals.items())]
-
-    def _halves(self, side: MeterSide, customer: str, whole: Compared) -> list[Compared]:
-        """Read one half; the other half's total is the rest."""
-        first, second = halves(whole.span)
-        answer = self._asked(side, customer, Question(span=first, unit=None))
-        if answer is None:
-            return []
-        total = answer[0][first]
-        books = self._books(side, [customer], whole.span, MINUTE)
-        rest = whole.stripe_total - total
-        return [
-            compared(first, total, books.within(customer, first)),
-            compared(second, rest, books.within(customer, second), tolerance=whole.tolerance, derived=True),
-        ]
-
-    def _read_itself(self, side: MeterSide, customer: str, minute: Compared) -> list[Compared]:
-        """Return the minute if it still differs when it is read by itself: totals may have moved meanwhile."""
-        answer = self._asked(side, customer, Question(span=minute.span, unit=None)) if minute.derived else None
-        if answer is None:
-            return [minute]
-        books = self._books(side, [customer], minute.span, MINUTE)
-        again = compared(minute.span, answer[0][minute.span], books.of(customer, minute.span))
-        return [] if again.cause is None else [again]
-
-
-@dataclass(frozen=True, slots=True)
-class _Books:
-    """The ledger's books by customer and start of a window; none where there is no event."""
-
-    by_start: Mapping[tuple[str, datetime], SpanBooks]
-
-    def of(self, customer: str, span: Span) -> SpanBooks:
-        """Return the books of one window."""
-        return self.by_start.get((customer, span.start), SpanBooks())
-
-    def within(self, customer: str, span: Span) -> SpanBooks:
-        """Return the books of the windows in the span together."""
-        parts = [
-            books for (of, start), books in self.by_start.items() if of == customer and span.start <= start < span.end
-        ]
-        return reduce(add, parts, SpanBooks())
 
 
 def _difference(side: MeterSide, one: _Read, part: Compared) -> Difference:

@@ -31,7 +31,7 @@ class PostgresReconciliations:
         self._weight = WEIGHTS[formula]
 
     def customers(self, span: Span, only: Sequence[str]) -> list[KnownCustomer]:
-        """Return the customers with any event in the span, or those that are named, longest unproven first."""
+        """Return the customers with any event in the span, or those that are named."""
         with transaction(self._connection, read_only=True):
             return [KnownCustomer(**row) for row in self._fetch("customers", _of(span) | {"only": list(only)})]
 

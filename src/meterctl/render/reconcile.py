@@ -25,7 +25,7 @@ SAMPLES_MAX = 5
 CAUSES = {
     Cause.IN_DOUBT: "Stripe has events that are in doubt here; the next reports settle them",
     Cause.HELD: "Stripe has events that are held here, for a person to decide",
-    Cause.NOT_YET_CAUGHT_UP: "something was sent just now, and Stripe's totals lag; look again in two hours",
+    Cause.NOT_YET_CAUGHT_UP: "something was sent just now, or totals moved while being read; look again in two hours",
     Cause.CANCELLED: "Stripe still counts what is cancelled here",
     Cause.REJECTED_AFTERWARDS: "Stripe counts what is rejected here: do not issue it again",
     Cause.UNKNOWN_CUSTOMER: "Stripe does not know the customer (deleted?), so it shows no totals",

@@ -1,6 +1,6 @@
 -- name: customers
 -- Customers with any event in the range, or those that were named, who may have none: somebody else may have reported
--- for them. Those first whose totals were proven longest ago, or never.
+-- for them.
 SELECT %(event_name)s AS event_name, known.customer, proof.proven_until
 FROM (
     SELECT DISTINCT customer FROM meterctl.meter_events
@@ -11,7 +11,7 @@ FROM (
 ) AS known
 LEFT JOIN meterctl.reconciliations AS proof
     ON proof.latest AND proof.event_name = %(event_name)s AND proof.customer = known.customer
-ORDER BY proof.proven_until NULLS FIRST, known.customer
+ORDER BY known.customer
 
 -- name: books
 -- What the ledger says, by customer and window: of each kind how many events of which weight; of what is accepted, and
