@@ -102,6 +102,12 @@ def test_the_role_takes_over_and_settles_what_a_killed_run_left(job: Job) -> Non
     job.owner.assert_exact()
 
 
+def test_the_role_compares_with_stripe(job: Job) -> None:
+    job.owner.usage(2)
+    assert job.run("report-usage").code == 0
+    assert (job.run("reconcile", "--since", "2026-01-01").code, job.run("summary").code) == (0, 0)
+
+
 def test_the_role_cannot_change_what_it_only_reads(job: Job) -> None:
     """Nobody who gets hold of the job's password can change an amount, a payer or, by deleting, the books."""
     may = "SELECT has_column_privilege(%s, %s, %s, 'UPDATE')"
@@ -116,7 +122,7 @@ def test_the_role_cannot_change_what_it_only_reads(job: Job) -> None:
 RIGHTS = [
     *(
         (f"{privilege} ON meterctl.{table}", f"lacks {privilege} on {table}; GRANT")
-        for table in ("meter_events", "runs", "identity", "settlements")
+        for table in ("meter_events", "runs", "identity", "settlements", "reconciliations")
         for privilege in ("SELECT", "INSERT", "UPDATE")
     ),
     ("SELECT ON meterctl.schema_migrations", "may not read the schema meterctl"),  # without it, no more is asked
@@ -155,7 +161,7 @@ def test_db_check_names_all_that_is_lacking_at_once(job: Job) -> None:
             job.change("REVOKE", right)
     done = job.run("db", "check")
     assert done.code == 77
-    for table in ("meter_events", "runs", "identity", "settlements"):
+    for table in ("meter_events", "runs", "identity", "settlements", "reconciliations"):
         assert f"INSERT, SELECT, UPDATE on {table}" in done.stdout
     assert "SELECT on schema_migrations" in done.stdout
     for right, told in RIGHTS:

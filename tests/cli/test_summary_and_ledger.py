@@ -29,6 +29,7 @@ METER_KEYS = [
     "late_units",
     "unreported",
     "oldest_unreported",
+    "proven_up_to",
 ]
 
 SUMMARY_KEYS = [

@@ -12,11 +12,14 @@ import pytest
 
 from meterctl.actions.collect import row_window
 from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT, Claim, Heard, Outcome, OutcomeKind
+from meterctl.core.reconciliation import DAY, HOUR, Span
 from meterctl.core.state import Transition, advance
 from meterctl.ports import ClaimRequest, PageKey
 from meterctl.postgres.connect import connect
 from meterctl.postgres.ledger import PostgresMeterLedger
+from meterctl.postgres.reconciliations import PostgresReconciliations
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.summary import meter_figures
 from meterctl.settings import RowsMeter, load_settings
 
 HISTORY_ROWS = 20_000
@@ -228,3 +231,27 @@ def test_what_a_run_asks_before_and_after(ledger: PostgresMeterLedger) -> None:
     assert len(Explaining.plans) == 5
     for plan in Explaining.plans:
         assert not any("Seq Scan" in ways for ways in accesses([plan]).values()), plan
+
+
+def test_the_books_of_one_day(connection: psycopg.Connection[Any]) -> None:
+    """A difference is narrowed hour by hour: each time this is asked, of one day of all that history."""
+    midnight = NOW.replace(hour=0, minute=0, second=0, microsecond=0)
+    day = Span(start=midnight - 20 * DAY, end=midnight - 19 * DAY)
+    ledger = PostgresReconciliations(connection, event_name="ai_suggestion", formula="sum", run_id=RUN_ID)
+    found = ledger.books(["cus_8"], day, HOUR, fresh_since=NOW)
+    assert sum(books.accepted_count for books in found.values()) in {28, 29}
+    assert accesses(Explaining.plans)["meter_events"] == {"sent_lately"}
+
+
+def test_what_is_proven_looks_at_the_newest_comparisons_alone(connection: psycopg.Connection[Any]) -> None:
+    connection.execute(
+        "INSERT INTO meterctl.reconciliations (run_id, event_name, customer, range_start, range_end, ledger_total,"
+        " stripe_total, read_count, differences, proven, read_at, proven_from, proven_until, proven_at, latest)"
+        " SELECT n, 'ai_suggestion', 'cus_' || 1 + n % 50, now() - interval '35 days', now(), 0, 0, 2, '[]', true,"
+        " now(), now() - interval '35 days', now(), now(), n > 19950 FROM generate_series(1, 20000) AS n"
+    )
+    connection.execute("ANALYZE")
+    Explaining.plans.clear()
+    (figures,) = meter_figures(connection, NOW, {})
+    assert figures.proven_up_to is not None
+    assert accesses(Explaining.plans)["reconciliations"] == {"latest_reconciliation"}

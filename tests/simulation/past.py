@@ -5,8 +5,6 @@ from datetime import datetime
 
 import psycopg
 
-TABLES = ("meter_events", "settlements", "runs", "identity")
-
 KEEP = """
 DROP SCHEMA IF EXISTS kept CASCADE;
 CREATE SCHEMA kept;

@@ -81,7 +81,7 @@ def test_every_command_is_described() -> None:
     ("text", "fault"),
     [
         ("$ meterctl report --recent 2d -q", None),
-        ("$ meterctl reconcile", "no command reconcile"),
+        ("$ meterctl recount", "no command recount"),
         ("$ meterctl db mend", "no command mend"),
         ("$ meterctl report --reason why", "no option --reason"),
         ("# runuser -u x -- env A=b /opt/meterctl/bin/meterctl summary --age 3h", "no option --age"),

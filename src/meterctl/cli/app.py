@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from meterctl import __version__
-from meterctl.cli import db, ledger, report, sandbox, settle, summary
+from meterctl.cli import db, ledger, reconcile, report, sandbox, settle, summary
 from meterctl.cli.streams import prepare_streams
 from meterctl.errors import ExitCode
 
@@ -67,6 +67,7 @@ def _terminable() -> Iterator[None]:
 
 report.register(app)
 settle.register(app)
+reconcile.register(app)
 summary.register(app)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(db.app, name="db")

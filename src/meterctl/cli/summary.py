@@ -175,6 +175,7 @@ SHOWN = (
     "accepted",
     "accepted_units",
     "oldest_open",
+    "proven_up_to",
 )
 
 

@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 from meterctl.core.model import RESEND_LIMIT, Problem
 from meterctl.core.settlement import UNDECIDED_MAX
 from meterctl.postgres.connect import Connection, transaction
+from meterctl.postgres.identity import ledger_identity
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows import Backlog
 
@@ -23,7 +24,8 @@ class MeterFigures:
     """One meter's state. `accepted` and `late` are of the last 35 days; `held_by_age` is a part of `held`.
 
     `unreported` rows have no event yet; those of free users, which never get one, are among them. None: no source of
-    rows is configured for the meter.
+    rows is configured for the meter. All accepted usage of the last 35 days before `proven_up_to` was compared with
+    Stripe's totals and found equal; None: never compared.
     """
 
     event_name: str
@@ -41,6 +43,7 @@ class MeterFigures:
     late_units: Decimal = Decimal(0)
     unreported: int | None = None
     oldest_unreported: datetime | None = None
+    proven_up_to: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +87,7 @@ def meter_figures(connection: Connection, now: datetime, unreported: Mapping[str
         for name, backlog in unreported.items()
     }
     with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
-        for name in ("open", "accepted", "late"):
+        for name in ("open", "accepted", "late", "proven"):
             for row in cursor.execute(query("summary", name), parameters).fetchall():
                 found.setdefault(row["event_name"], {}).update(row)
     return [MeterFigures(**{**found[name], "event_name": name}) for name in sorted(found)]
@@ -118,6 +121,5 @@ def last_good_run(connection: Connection) -> datetime | None:
 
 def ledger_owner(connection: Connection) -> tuple[str, bool] | None:
     """Return (account, livemode) of the ledger; None while it belongs to nobody."""
-    with transaction(connection, read_only=True):
-        row = connection.execute(query("ledger", "identity")).fetchone()
-    return (row[0], row[1]) if row else None
+    found = ledger_identity(connection)
+    return (found["account"], found["livemode"]) if found else None

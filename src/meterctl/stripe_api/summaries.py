@@ -1,16 +1,17 @@
 """Stripe's own totals: `GET /v1/billing/meters/{id}/event_summaries`."""
 
 import time
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
 from typing import Any, cast
 
 import stripe
 
+from meterctl.core.reconciliation import DAY, HOUR, PAGE_MAX
 from meterctl.errors import ConfigurationError, UnavailableError
-from meterctl.ports import Reading
+from meterctl.ports import GroupedReading, Reading
 from meterctl.stripe_api.asking import asked
 from meterctl.stripe_api.date import answered_at
 
@@ -21,8 +22,11 @@ THROTTLED_WAITS_S = (1.0, 4.0, 16.0)
 """Waits before a read that Stripe answered with 429 is tried again."""
 
 
+WINDOW_NAMES = {HOUR: "hour", DAY: "day"}
+
+
 class MeterSummaries:
-    """`Totals` of the meter `event_name`. `pace_per_s` None: as fast as the far side answers."""
+    """`Totals` and `GroupedTotals` of the meter `event_name`. `pace_per_s` None: as fast as the far side answers."""
 
     def __init__(
         self,
@@ -41,30 +45,60 @@ class MeterSummaries:
 
     def total(self, customer: str, start: datetime, end: datetime) -> Reading:
         """Return the total of [start, end), whole minutes. One read. Raises the MeterctlError that fits."""
-        self._sleep(self._wait_s)
-        answer = asked(lambda: self._read(customer, start, end))
-        if any(summary.livemode is not self._livemode for summary in answer.data):
-            raise ConfigurationError("Stripe's totals are of another mode than the run was started for")
+        answer = self._asked(_range(customer, start, end))
         return Reading(
             # The shortest text of a double is what Stripe wrote; no usage is no row, or a row of 0.
             total=sum((Decimal(repr(summary.aggregated_value)) for summary in answer.data), Decimal(0)),
             stripe_date=answered_at(cast("Any", answer).last_response.headers),
         )
 
-    def _read(self, customer: str, start: datetime, end: datetime) -> stripe.ListObject[Any]:
+    def grouped(self, customer: str, start: datetime, end: datetime, unit: timedelta | None) -> GroupedReading:
+        """Return the totals of [start, end) by its hours or UTC days, on whose bounds it lies; by none: as one total.
+
+        Each page is one read. Raises the MeterctlError that fits.
+        """
+        grouping = {} if unit is None else {"value_grouping_window": WINDOW_NAMES[unit], "limit": PAGE_MAX}
+        totals: dict[datetime, Decimal] = {}
+        read_count = 0
+        try:
+            for page in self._pages(_range(customer, start, end) | grouping):
+                read_count += 1
+                for summary in page:
+                    window = start if unit is None else datetime.fromtimestamp(summary.start_time, UTC)
+                    totals[window] = totals.get(window, Decimal(0)) + Decimal(repr(summary.aggregated_value))
+        except UnavailableError as error:
+            if not _says_unknown_customer(error.__cause__):
+                raise
+            return GroupedReading(totals={}, read_count=read_count + 1, customer_known=False)
+        return GroupedReading(totals=totals, read_count=read_count)
+
+    def _pages(self, params: Mapping[str, Any]) -> Iterator[list[Any]]:
+        cursor: dict[str, str] = {}
+        while True:
+            answer = self._asked({**params, **cursor})
+            yield answer.data
+            if not answer.has_more or not answer.data:
+                return
+            cursor = {"starting_after": answer.data[-1].id}
+
+    def _asked(self, params: Mapping[str, Any]) -> stripe.ListObject[Any]:
+        self._sleep(self._wait_s)
+        answer = asked(lambda: self._read(params))
+        if any(summary.livemode is not self._livemode for summary in answer.data):
+            raise ConfigurationError("Stripe's totals are of another mode than the run was started for")
+        return answer
+
+    def _read(self, params: Mapping[str, Any]) -> stripe.ListObject[Any]:
         for wait_s in THROTTLED_WAITS_S:
             try:
-                return self._list(customer, start, end)
+                return self._list(params)
             except stripe.RateLimitError:
                 self._sleep(wait_s)
-        return self._list(customer, start, end)
+        return self._list(params)
 
-    def _list(self, customer: str, start: datetime, end: datetime) -> stripe.ListObject[Any]:
-        return self._client.v1.billing.meters.event_summaries.list(
-            self._meter_id,
-            {"customer": customer, "start_time": int(start.timestamp()), "end_time": int(end.timestamp())},
-            {"max_network_retries": 0},
-        )
+    def _list(self, params: Mapping[str, Any]) -> stripe.ListObject[Any]:
+        listed = self._client.v1.billing.meters.event_summaries.list
+        return listed(self._meter_id, cast("Any", params), {"max_network_retries": 0})
 
     @cached_property
     def _meter_id(self) -> str:
@@ -73,3 +107,13 @@ class MeterSummaries:
         if not found:
             raise UnavailableError(f"Stripe has no meter {self._event_name}, so it has no totals of it")
         return max(found, key=lambda meter: meter.status == "active").id
+
+
+def _range(customer: str, start: datetime, end: datetime) -> dict[str, Any]:
+    return {"customer": customer, "start_time": int(start.timestamp()), "end_time": int(end.timestamp())}
+
+
+def _says_unknown_customer(error: BaseException | None) -> bool:
+    if not isinstance(error, stripe.InvalidRequestError):
+        return False
+    return error.code == "resource_missing" and error.param == "customer"

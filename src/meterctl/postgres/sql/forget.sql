@@ -20,7 +20,7 @@ ORDER BY meter
 -- What deleting needs and the plain role of the nightly job lacks.
 SELECT t.relname
 FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace
-WHERE n.nspname = 'meterctl' AND t.relname IN ('meter_events', 'runs', 'identity', 'settlements')
+WHERE n.nspname = 'meterctl' AND t.relname IN ('meter_events', 'runs', 'identity', 'settlements', 'reconciliations')
   AND NOT has_table_privilege(t.oid, 'DELETE')
 ORDER BY 1
 
@@ -107,7 +107,7 @@ DELETE FROM meterctl.meter_events AS event USING chain WHERE event.id = chain.id
 SELECT NOT EXISTS (SELECT FROM meterctl.meter_events) AS is_empty
 
 -- name: delete_runs
-WITH evidence AS (DELETE FROM meterctl.settlements)
+WITH evidence AS (DELETE FROM meterctl.settlements), proofs AS (DELETE FROM meterctl.reconciliations)
 DELETE FROM meterctl.runs WHERE mode = 'test'
 
 -- name: delete_identity
