@@ -207,6 +207,32 @@ def test_a_recovery_that_died_keeps_reports_from_sending(keeper: Keeper) -> None
     assert world.stripe.totals() == BILLED
 
 
+def test_totals_read_before_the_loss_count_for_nothing(keeper: Keeper) -> None:
+    """A series of reads is open as the night is lost in which its event was sent again, a moment ago: totals lag."""
+    world = keeper.world
+    world.customer("ada")
+    world.usage("ada", 3)
+    world.stripe.add_fault(Fault(kind=FaultKind.RESET, times=None))
+    world.run()
+    world.stripe.clear_faults()
+    world.time.advance(DAY)
+    world.settle()
+    keeper.copy_volume()
+    world.time.advance(2 * HOUR)
+    world.run()  # settled as absent, and sent: this is lost
+    assert world.stripe_total() == 3
+    world.stripe.set_options(summary_lag_s=2400)
+    keeper.set_back()
+    recover(world)
+    for _ in range(4):
+        world.time.advance(20 * timedelta(minutes=1))
+        world.run()
+    nights(world, 2)
+    assert world.states() == ["accepted"]
+    assert [event["proven_absent"] for event in world.events()] == [False]
+    assert world.stripe_total() == 3
+
+
 def test_totals_are_not_read_before_they_can_be_complete(keeper: Keeper) -> None:
     """When the last call was made that is lost, nobody knows: at the latest when the database was set back."""
     world = keeper.world

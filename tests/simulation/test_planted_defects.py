@@ -10,7 +10,7 @@ FOUND_BY = {
     "claim-not-committed": (12, "billed .*, the ledger says"),
     "stamp-before-answer": (20, "stamped, not billed"),
     "already-exists-is-an-error": (4, "billed .*, the ledger says"),
-    "throttling-clears-a-doubt": (20, "billed .*, the ledger says"),
+    "throttling-clears-a-doubt": (414, "billed .*, the ledger says"),
     "key-kept-after-an-answer": (30, "leaves no young doubt"),
     "one-read-believed": (2, "one_read_decides_nothing"),
 }

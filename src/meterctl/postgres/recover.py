@@ -48,6 +48,7 @@ def end_recovery(connection: psycopg.Connection, *, doubt_since: datetime, begun
             query("identity", "doubt"),
             {"doubt_since": doubt_since, "begun_at": begun_at, "expired_before": now - PAST_LIMIT},
         ).rowcount
+        connection.execute(query("identity", "break_series"), {"now": now})
         connection.execute(query("identity", "end_recovery"), asdict(marks) | {"now": now})
     return count
 

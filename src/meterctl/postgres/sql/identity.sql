@@ -52,6 +52,10 @@ SET state = 'in_doubt', ever_in_doubt = true, held_reason = NULL,
     error_code = NULL, error_message = NULL
 WHERE state IN ('pending', 'sending', 'in_doubt') OR state = 'expired' AND collected_at >= %(begun_at)s
 
+-- name: break_series
+-- Totals that were read before the loss say nothing of what was sent in it.
+UPDATE meterctl.settlements SET decision = 'broken', decided_at = %(now)s WHERE decision IS NULL
+
 -- name: close
 UPDATE meterctl.meter_events
 SET state = 'waived', closed_reason = %(reason)s, doubt_since = NULL, held_reason = NULL, claimed_from = NULL,
