@@ -198,8 +198,11 @@ class Simulation:
             recover_ledger(self.plain, self.world.settings(), self.world.time, since=since, resend=resend)
 
     def _perhaps_suspended(self) -> None:
-        """The machine sleeps between the claim and the look at its age."""
-        if self.fate.kill_rate and self.chance.random() < 0.02:
+        """The machine sleeps between the claim and the look at its age.
+
+        Not while the other host is at work: our own sender has looked then, and is about to send.
+        """
+        if self.fate.kill_rate and self.chance.random() < 0.02 and self._depth == 0:
             self.say("  the sender is suspended for 30 h")
             self.world.time.advance(30 * HOUR)
 
