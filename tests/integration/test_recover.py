@@ -23,6 +23,8 @@ from world import World, open_world
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
+BACKUP_NAMED_ANEW_SINCE = 150000
+
 
 @dataclass(kw_only=True)
 class Keeper:
@@ -35,9 +37,12 @@ class Keeper:
     def back_up(self) -> None:
         """Take a base backup while the server runs, as `pg_basebackup` does."""
         with psycopg.connect(self.server.conninfo(), autocommit=True) as connection:
-            connection.execute("SELECT pg_backup_start('night', true)")
+            named_anew = connection.info.server_version >= BACKUP_NAMED_ANEW_SINCE
+            start = "pg_backup_start('night', true)" if named_anew else "pg_start_backup('night', true, false)"
+            connection.execute(f"SELECT {start}")
             self._copy(self._data, self.kept)
-            row = connection.execute("SELECT labelfile FROM pg_backup_stop()").fetchone()
+            stop = "pg_backup_stop()" if named_anew else "pg_stop_backup(false)"
+            row = connection.execute(f"SELECT labelfile FROM {stop}").fetchone()  # noqa: S608 -- our own words
         assert row is not None
         self._copy(self._data / "pg_wal", self.kept / "pg_wal")
         (self.kept / "postmaster.pid").unlink()
