@@ -42,6 +42,9 @@ KINDS = (
     FaultKind.REQUEST_TIMEOUT,
 )
 
+MISLEADING = (FaultKind.LOST_ANSWER, FaultKind.RATE_LIMITED)
+"""Together they tempt: the second says that nothing was processed, of an attempt that was not the first."""
+
 PAUSES = (timedelta(0), HOUR, 3 * HOUR, 10 * HOUR, 24 * HOUR, 30 * HOUR)
 FREE = "free"
 
@@ -111,9 +114,10 @@ class Simulation:
         options = {"summary_lag_s": self.chance.choice([0, 300, 75 * 60]), "identifier_window_h": 24.0}
         options["identifier_window_h"] = self.chance.choice([24.0, 48.0])
         self.world.stripe.set_options(**options)
-        faults = RandomFaults(seed=self.seed, rate=self.chance.choice([0.1, 0.4, 0.7]), kinds=KINDS)
+        kinds = self.chance.choice([KINDS, KINDS, MISLEADING, tuple(self.chance.sample(KINDS, 2))])
+        faults = RandomFaults(seed=self.seed, rate=self.chance.choice([0.1, 0.4, 0.7, 0.9]), kinds=kinds)
         self.world.stripe.set_random_faults(faults)
-        self.say(f"{len(self.names)} customers; Stripe: {options}, faults at {faults.rate}")
+        self.say(f"{len(self.names)} customers; Stripe: {options}, faults {', '.join(kinds)} at {faults.rate}")
 
     def _pay_through(self, customer: str, user: str) -> None:
         """Two subjects, one who pays."""
