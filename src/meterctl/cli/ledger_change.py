@@ -14,7 +14,8 @@ from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection
 from meterctl.postgres.ledger_admin import BATCH_SIZE_MAX, Retried, judge, retry, waive
 from meterctl.postgres.ledger_events import Selection, select_groups, unknown_ids
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.rows import PostgresRows
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.render.ledger import Change, show_change, show_plan
 from meterctl.settings import RowsMeter, Settings
 

@@ -28,16 +28,34 @@ class PayersSql:
             for n, (payer, _) in enumerate(self._payers)
         )
 
-    def answers(self) -> sql.Composed:
-        """Return the SELECT of all lookups' answers for `page`: a UNION of one for each, in order."""
-        return sql.SQL("\n    UNION ALL\n").join(self._answers(n, lookup) for n, (_, lookup) in enumerate(self._payers))
+    def answers(self, *, as_text: bool = False) -> sql.Composed:
+        """Return the SELECT of all lookups' answers for `page`: a UNION of one for each, in order.
 
-    def _answers(self, n: int, lookup: LookupSettings) -> sql.Composed:
+        `as_text`: the page has one subject, as text, whatever the lookups' columns are.
+        """
+        return sql.SQL("\n    UNION ALL\n").join(
+            self._answers(n, lookup, as_text=as_text) for n, (_, lookup) in enumerate(self._payers)
+        )
+
+    def of_customers(self) -> sql.Composed:
+        """Return the SELECT of all lookups' subscriptions of the customers of `gone`."""
+        return sql.SQL("\n    UNION ALL\n").join(
+            sql.SQL(query("payers", "payer_of_customer")).format(
+                table=quoted(*lookup.table.split(".")),
+                customer=quoted(lookup.customer),
+                period_start=_column(lookup.period_start, PERIOD_BOUND, "NULL::timestamptz"),
+                period_end=_column(lookup.period_end, PERIOD_BOUND, "NULL::timestamptz"),
+                in_force=_in_force(lookup),
+            )
+            for _, lookup in self._payers
+        )
+
+    def _answers(self, n: int, lookup: LookupSettings, *, as_text: bool) -> sql.Composed:
         return sql.SQL(query("payers", "payer")).format(
             lookup=sql.Literal(n),
-            payer=quoted(f"payer_{n}"),
+            payer=quoted("payer_0" if as_text else f"payer_{n}"),
             table=quoted(*lookup.table.split(".")),
-            subject=quoted(lookup.subject),
+            subject=sql.SQL("s.{}::text" if as_text else "s.{}").format(quoted(lookup.subject)),
             customer=quoted(lookup.customer),
             started=_column(lookup.started_at, "coalesce(s.{}, '-infinity'::timestamptz)", "'-infinity'::timestamptz"),
             tiebreak=_column(lookup.id, "s.{}", "NULL::int"),

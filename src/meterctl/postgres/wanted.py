@@ -7,7 +7,7 @@ from enum import Enum
 
 from meterctl.core.identifier import Column
 from meterctl.errors import UsageError
-from meterctl.settings import LookupSettings, RowsMeter, Settings
+from meterctl.settings import GaugeMeter, LookupSettings, RowsMeter, Settings
 from meterctl.settings.problems import dotted
 
 EVENT_NAME = "event_name"
@@ -84,23 +84,28 @@ def meters_of_table(settings: Settings, table: str) -> dict[str, RowsMeter]:
     return found
 
 
-def wanted_of_meter(key: str, meter: RowsMeter) -> WantedTable:
+def wanted_of_meter(key: str, meter: RowsMeter | GaugeMeter) -> WantedTable:
     """Return what a meter wants of its usage table."""
     section = dotted(("meters", key))
-    return WantedTable(section=section, name=meter.table, columns=tuple(_meter_columns(section, meter)))
+    columns = _rows_columns(section, meter) if isinstance(meter, RowsMeter) else _payer_columns(section, meter)
+    return WantedTable(section=section, name=meter.table, columns=tuple(columns))
 
 
-def _meter_columns(section: str, meter: RowsMeter) -> Iterator[WantedColumn]:
+def _rows_columns(section: str, meter: RowsMeter) -> Iterator[WantedColumn]:
     yield WantedColumn(key=f"{section}.id", name=meter.id, kind=Kind.ID)
     if meter.value is not None:
         yield WantedColumn(key=f"{section}.value", name=meter.value, kind=Kind.NUMBER)
     yield WantedColumn(key=f"{section}.occurred_at", name=meter.occurred_at, kind=Kind.INSTANT)
     yield WantedColumn(key=f"{section}.reported_at", name=meter.reported_at, kind=Kind.INSTANT, stamped=True)
-    for position, payer in enumerate(meter.payers):
-        yield WantedColumn(key=f"{section}.payers[{position}].column", name=payer.column)
+    yield from _payer_columns(section, meter)
     for part in meter.identifier_template:
         if isinstance(part, Column) and part.name != EVENT_NAME:
             yield WantedColumn(key=f"{section}.identifier", name=part.name)
+
+
+def _payer_columns(section: str, meter: RowsMeter | GaugeMeter) -> Iterator[WantedColumn]:
+    for position, payer in enumerate(meter.payers):
+        yield WantedColumn(key=f"{section}.payers[{position}].column", name=payer.column)
 
 
 def wanted_of_lookup(name: str, lookup: LookupSettings) -> WantedTable:

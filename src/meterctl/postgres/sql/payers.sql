@@ -8,7 +8,14 @@ SELECT page.n, {lookup} AS lookup, {started} AS started,
        {period_start} AS period_start,
        {period_end} AS period_end
 FROM page
-JOIN {table} AS s ON s.{subject} = page.{payer}
+JOIN {table} AS s ON {subject} = page.{payer}
+WHERE {in_force}
+
+-- name: payer_of_customer
+-- The subscriptions in force of the customers of `gone` (customer, occurred_at), asked the other way round.
+SELECT page.customer, {period_start} AS period_start, {period_end} AS period_end
+FROM gone AS page
+JOIN {table} AS s ON nullif(btrim(s.{customer}::text), '') = page.customer
 WHERE {in_force}
 
 -- name: chosen
