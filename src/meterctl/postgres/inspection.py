@@ -10,6 +10,7 @@ from meterctl.errors import NotPermittedError
 from meterctl.postgres.catalog import TableInfo, find_tables
 from meterctl.postgres.check import misfits
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.counting import uncounted
 from meterctl.postgres.identity import read_marks
 from meterctl.postgres.indexes import (
     INDEXABLE,
@@ -57,6 +58,7 @@ def inspect_database(connection: psycopg.Connection, settings: Settings) -> list
         *_schema(connection),
         *_fit(connection, settings),
         *_tables(connection, settings),
+        *_counting(connection, settings),
         *_no_meter(settings),
     ]
 
@@ -139,6 +141,19 @@ def _table(connection: psycopg.Connection, where: str, meter: RowsMeter, table: 
         drop = drop_statement(left["schema"], left["name"])
         message = f"{where}: index {left['name']} is invalid, left by an interrupted CREATE INDEX CONCURRENTLY; {drop}"
         yield Finding(status=Status.WARN, message=message)
+
+
+def _counting(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
+    for key, meter in settings.enabled_meters.items():
+        if not isinstance(meter, CounterMeter) or meter.table is None:
+            continue
+        where = settings.where(dotted(("meters", key)))
+        with transaction(connection, read_only=True):
+            lacking = uncounted(connection, key, meter)
+        for line in lacking:
+            yield Finding(status=Status.FAIL, message=f"{where}: {line}; meterctl db adopt {meter.table}")
+        if not lacking:
+            yield Finding(status=Status.OK, message=f"{where}: what is inserted into {meter.table} is counted")
 
 
 def _no_meter(settings: Settings) -> Iterator[Finding]:

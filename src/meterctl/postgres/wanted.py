@@ -7,7 +7,7 @@ from enum import Enum
 
 from meterctl.core.identifier import Column
 from meterctl.errors import UsageError
-from meterctl.settings import GaugeMeter, LookupSettings, RowsMeter, Settings
+from meterctl.settings import CounterMeter, GaugeMeter, LookupSettings, RowsMeter, Settings
 from meterctl.settings.problems import dotted
 
 EVENT_NAME = "event_name"
@@ -74,13 +74,23 @@ def rows_meters(settings: Settings, keys: Sequence[str] | None = None) -> dict[s
     }
 
 
-def meters_of_table(settings: Settings, table: str) -> dict[str, RowsMeter]:
-    """Return the enabled `rows` meters on this table. Raises UsageError naming the configured ones if there is none."""
-    meters = rows_meters(settings)
+def adoptable_meters(settings: Settings) -> dict[str, RowsMeter | CounterMeter]:
+    """Return the enabled meters whose table `db adopt` prepares: of rows, and counters that count a table's rows."""
+    enabled = settings.enabled_meters
+    return {
+        key: meter
+        for key, meter in enabled.items()
+        if isinstance(meter, RowsMeter) or (isinstance(meter, CounterMeter) and meter.table)
+    }
+
+
+def meters_of_table(settings: Settings, table: str) -> dict[str, RowsMeter | CounterMeter]:
+    """Return the adoptable meters on this table. Raises UsageError naming the configured ones if there is none."""
+    meters = adoptable_meters(settings)
     found = {key: meter for key, meter in meters.items() if table in {meter.table, meter.table_parts[-1]}}
     if not found:
-        known = sorted({meter.table for meter in meters.values()})
-        raise UsageError(f'no enabled meter of rows has the table "{table}"{suggestion(table, known)}')
+        known = sorted({".".join(meter.table_parts) for meter in meters.values()})
+        raise UsageError(f'no enabled meter has the table "{table}" to adopt{suggestion(table, known)}')
     return found
 
 
@@ -89,6 +99,13 @@ def wanted_of_meter(key: str, meter: RowsMeter | GaugeMeter) -> WantedTable:
     section = dotted(("meters", key))
     columns = _rows_columns(section, meter) if isinstance(meter, RowsMeter) else _payer_columns(section, meter)
     return WantedTable(section=section, name=meter.table, columns=tuple(columns))
+
+
+def wanted_of_counter(key: str, meter: CounterMeter) -> WantedTable:
+    """Return what counting a table's rows wants of it."""
+    section = dotted(("meters", key))
+    subject = WantedColumn(key=f"{section}.payers[0].column", name=meter.subject)
+    return WantedTable(section=section, name=meter.table or "", columns=(subject,))
 
 
 def _rows_columns(section: str, meter: RowsMeter) -> Iterator[WantedColumn]:
