@@ -8,7 +8,9 @@ import pytest
 
 from meterctl.actions.preview import preview
 from meterctl.errors import ExitCode
+from meterctl.postgres.connect import connect
 from meterctl.postgres.counter import PostgresCounter
+from meterctl.postgres.ledger_admin import retry
 from metered_devices import COUNTER, GAUGE, open_devices, organisation, record, sent
 from world import World
 
@@ -245,3 +247,23 @@ def test_windows_part_at_hours_and_period_ends_and_hold_their_own_timestamp(
         begin, end = (max(hour, turn), hour + HOUR) if new else (hour, min(hour + HOUR, turn))
         assert begin <= event["sent_timestamp"] < end
         assert event["quantity"] == expected[hour, new]
+
+
+def test_a_rejected_window_is_issued_again_for_whoever_pays_now(devices: World) -> None:
+    organisation(devices, "acme", stripe_customer_id="cus_gone")
+    record(devices, "acme", 5, at=devices.time.now() - 2 * HOUR)
+    assert devices.run().totals.rejected == 1
+    devices.connection.execute("UPDATE subscriptions SET stripe_customer_id = 'cus_acme'")
+    source = devices.source(COUNTER)
+    assert isinstance(source, PostgresCounter)
+    with connect(devices.database_url) as connection:
+        (rejected,) = devices.events()
+        assert retry(connection, [rejected["id"]], source, COUNTER, "mended", devices.time.now()).refused == {}
+    assert devices.run().totals.units == 5
+    first, second = devices.events()
+    assert (first["state"], second["state"]) == ("replaced", "accepted")
+    assert second["identifier"] == first["identifier"] + "~2"
+    assert counted(devices) == [("cus_acme", 5, first["sent_timestamp"])]
+    devices.time.advance(8 * DAY)
+    devices.run()
+    assert outbox(devices) == 0

@@ -1,6 +1,6 @@
 """Volumes of one meter: what applications counted becomes one ledger event for each subject and hour."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
@@ -13,6 +13,7 @@ from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow, Undeliv
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.payers_sql import PayersSql
 from meterctl.postgres.queries import query
+from meterctl.postgres.rereading import reread_windows
 from meterctl.postgres.usage_queries import LedgerOwner, fetch_usage, kind_count, meter_parameters
 from meterctl.settings.meters import CounterMeter
 from meterctl.settings.model import LookupSettings
@@ -101,6 +102,10 @@ class PostgresCounter:
         text = sql.SQL(query("counter", "backlog")).format()
         with transaction(self._connection, read_only=True):
             return Backlog(**self._fetch(text, self._parameters(window, window.until, window.until))[0])
+
+    def reread(self, events: Sequence[Mapping[str, Any]], now: datetime) -> dict[int, dict[str, Any]]:
+        """Return by event id what each rejected window would be now."""
+        return reread_windows(self._connection, self._meter, self._payers, events, now)
 
     def explain(self, window: RowWindow) -> None:
         """Have PostgreSQL plan the statement without reading a row, within the caller's transaction."""

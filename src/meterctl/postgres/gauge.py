@@ -1,6 +1,6 @@
 """Levels of one meter: what each customer has now becomes one ledger event a step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, LiteralString
 
@@ -14,6 +14,7 @@ from meterctl.postgres.catalog import TableInfo, table_info
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.payers_sql import PayersSql, quoted, raw
 from meterctl.postgres.queries import query
+from meterctl.postgres.rereading import reread_windows
 from meterctl.postgres.usage_queries import LedgerOwner, fetch_usage, kind_count, meter_parameters
 from meterctl.settings.meters import GaugeMeter
 from meterctl.settings.model import LookupSettings
@@ -76,6 +77,10 @@ class PostgresGauge:
     def not_to_report(self, window: RowWindow) -> list[str]:
         """Return all rows asked for: a level has none."""
         return list(window.row_ids)
+
+    def reread(self, events: Sequence[Mapping[str, Any]], now: datetime) -> dict[int, dict[str, Any]]:
+        """Return by event id what each rejected level would be now."""
+        return reread_windows(self._connection, self._meter, self._payers, events, now)
 
     def explain(self, window: RowWindow) -> None:
         """Have PostgreSQL plan the statement without reading a row, within the caller's transaction."""

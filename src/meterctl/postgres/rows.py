@@ -1,12 +1,13 @@
 """Usage rows of one meter: each page of rows becomes ledger events. Its statements are made in `rows_sql`."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from meterctl.core.model import PAST_LIMIT
 from meterctl.core.value import LOCAL_PROBLEMS
 from meterctl.errors import ConfigurationError
 from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow
@@ -113,10 +114,28 @@ class PostgresRows:
         with transaction(self._connection, read_only=True):
             return [row["id"] for row in self._fetch(text, self._parameters(window, None))]
 
-    def classified(self, row_ids: Sequence[str], window: RowWindow) -> list[dict[str, Any]]:
-        """Return the rows as collecting them would see them now, whatever event they have. For `ledger retry`."""
-        text = self._sql.classify(window, None)
-        return self._fetch(text, self._parameters(window, None) | {"batch_size": len(row_ids)})
+    def reread(self, events: Sequence[Mapping[str, Any]], now: datetime) -> dict[int, dict[str, Any]]:
+        """Return by event id the events' unreported rows as collecting would see them now, whatever event they have.
+
+        They are looked for at the instants the events know, where an index leads, and only those not found there in the
+        whole table: a row that was given its instant afterwards.
+        """
+        row_ids = {event["source_row_id"] for event in events if event["source_row_id"] is not None}
+        instants = [event["occurred_at"] for event in events if event["occurred_at"] is not None]
+        spans = [(min(instants), max(instants))] if instants else []
+        rows: dict[str, dict[str, Any]] = {}
+        for since, until in (*spans, (datetime(1, 1, 1, tzinfo=UTC), now)):
+            missing = tuple(row_ids - set(rows))
+            if missing:
+                rows |= {row["row_id"]: row for row in self._classified(missing, since, until, now - PAST_LIMIT)}
+        return {event["id"]: rows[event["source_row_id"]] for event in events if event["source_row_id"] in rows}
+
+    def _classified(
+        self, row_ids: tuple[str, ...], since: datetime, until: datetime, horizon: datetime
+    ) -> list[dict[str, Any]]:
+        window = RowWindow(since=since, until=until, fresh_from=horizon, expired_before=horizon, row_ids=row_ids)
+        parameters = self._parameters(window, None) | {"batch_size": len(row_ids)}
+        return self._fetch(self._sql.classify(window, None), parameters)
 
     def explain(self, window: RowWindow) -> None:
         """Have PostgreSQL plan the classification without reading a row, within the caller's transaction."""

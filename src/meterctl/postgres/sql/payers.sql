@@ -25,3 +25,34 @@ SELECT DISTINCT ON (n) n, subject, customer, period_start, period_end,
 FROM payer
 WINDOW newest AS (PARTITION BY n, lookup, started)
 ORDER BY n, lookup, started DESC, customer IS NULL, tiebreak
+
+-- name: reread
+-- Events of subjects, asked again who pays for them.
+WITH page AS MATERIALIZED (
+    SELECT event.id AS n, event.subject AS payer_0, event.*
+    FROM meterctl.meter_events AS event WHERE event.id = ANY (%(ids)s)
+),
+payer AS (
+    {payers}
+),
+chosen AS (
+    {chosen}
+)
+SELECT found.*, 'its customer ' || problem.sentence AS message, false AS is_another_row,
+       CASE WHEN found.code = 'no_subscription' THEN 'skipped'
+            WHEN found.code IS NOT NULL THEN 'rejected'
+            WHEN found.sent_timestamp < %(expired_before)s THEN 'expired'
+            ELSE 'pending' END AS outcome
+FROM (
+    SELECT page.id, page.identifier, page.value, page.quantity, page.occurred_at, page.sent_timestamp, page.subject,
+           page.period_end, coalesce(chosen.customer, page.customer) AS customer,
+           page.payload || jsonb_build_object(
+               %(customer_payload_key)s::text, coalesce(chosen.customer, page.customer)) AS payload,
+           CASE WHEN page.subject IS NULL THEN NULL
+                WHEN chosen.n IS NULL THEN 'no_subscription'
+                WHEN chosen.ambiguous THEN 'local:ambiguous_customer'
+                WHEN chosen.customer IS NULL THEN 'local:no_customer_id' END AS code
+    FROM page LEFT JOIN chosen USING (n)
+) AS found
+LEFT JOIN unnest(%(problem_codes)s::text[], %(problem_sentences)s::text[]) AS problem (code, sentence)
+    ON problem.code = found.code
