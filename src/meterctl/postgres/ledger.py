@@ -59,7 +59,6 @@ class PostgresMeterLedger:
             "event_name": event_name,
             "run_id": run_id,
             "row_ids": list(row_ids),
-            "keeps_last": keeps_last,
         }
         self._may_be_sent = sql.SQL(query("ledger", "nothing_newer_sent" if keeps_last else "minute_is_settled"))
         self._keeps_last = keeps_last
@@ -71,10 +70,11 @@ class PostgresMeterLedger:
 
     def expire(self, *, expired_before: datetime) -> list[str]:
         """Expire what was never processed and is too old now; return the rows' ids."""
+        parameters = self._scope | {"expired_before": expired_before}
         with transaction(self._connection):
-            rows = self._connection.execute(
-                query("ledger", "expire"), self._scope | {"expired_before": expired_before}
-            ).fetchall()
+            rows = self._connection.execute(query("ledger", "expire"), parameters).fetchall()
+            if self._keeps_last:
+                self._connection.execute(query("ledger", "hold_too_old"), parameters)
         return [row[0] for row in rows]
 
     def supersede(self) -> int:
