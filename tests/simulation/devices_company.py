@@ -131,9 +131,13 @@ class DevicesCompany:
         for event in self.world.stripe.events():
             if event.counted and event.event_name == GAUGE:
                 theirs.setdefault(_period(event.customer, event.timestamp), []).append(event)
+        known = {event["identifier"] for event in self.world.events()}
+        remembers_all = all(one.identifier in known for events in theirs.values() for one in events)
         assert set(theirs) == set(ours), f"levels of {set(theirs)}, the ledger has {set(ours)}"
         for key, events in theirs.items():
             by_time, by_arrival = max(events, key=lambda event: event.timestamp), events[-1]
+            arrived = [event.timestamp for event in events]
+            assert arrived == sorted(arrived) or not remembers_all, f"levels of {key} arrived in the order {arrived}"
             expected = ours[key]["value"]
             found = (by_time.quantity, by_arrival.quantity)
             assert found == (expected, expected), f"level of {key}: {found} in Stripe, {expected} in the ledger"
