@@ -1,7 +1,7 @@
 """The configured meters beside Stripe's: there, active, of the same kind, and priced."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meterctl.core.diagnosis import Finding, failed, passed, warned
 from meterctl.core.meter_check import StripeMeter, WantedMeter, chosen, faults_of
@@ -21,6 +21,11 @@ class CheckedMeter:
     found: StripeMeter | None
     is_priced: bool | None
     findings: tuple[Finding, ...]
+
+    @property
+    def named_findings(self) -> list[Finding]:
+        """The findings with the meter's name before them."""
+        return [replace(finding, message=f"{self.event_name}: {finding.message}") for finding in self.findings]
 
 
 def check_meters(

@@ -29,6 +29,8 @@ LOST_RACE = (pg.UniqueViolation, pg.DeadlockDetected, pg.LockNotAvailable)
 WAITED_TOO_LONG = (pg.LockNotAvailable, pg.QueryCanceled)
 """A lock within the application's own triggers: trying row by row would wait row by row."""
 
+_ALL = sql.SQL("true")
+
 log = get_logger()
 
 
@@ -54,7 +56,7 @@ class PostgresMeterLedger:
             "run_id": run_id,
             "row_ids": list(row_ids),
         }
-        self._only = sql.SQL("e.source_row_id = ANY (%(row_ids)s)" if row_ids else "true")
+        self._only = sql.SQL("e.source_row_id = ANY (%(row_ids)s)") if row_ids else _ALL
 
     def take_over(self) -> int:
         """Turn other runs' `sending` into `in_doubt`; the caller holds the meter's lock."""
@@ -161,9 +163,7 @@ class PostgresMeterLedger:
         }
 
     def _fetch(self, name: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-        claim = sql.SQL(query("ledger", "claim"))
-        settled = sql.SQL(query("ledger", "minute_is_settled"))
-        text = sql.SQL(query("ledger", name)).format(claim=claim, only=self._only, minute_is_settled=settled)
+        text = ledger_statement(name, only=self._only)
         with self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(text, parameters).fetchall()
 
@@ -178,6 +178,15 @@ class PostgresMeterLedger:
         with transaction(self._connection, read_only=True):
             row = self._fetch("count_open", self._scope | horizons)[0]
         return OpenCounts(**row | {"problem_ids": tuple(row["problem_ids"] or ())})
+
+
+def ledger_statement(name: str, *, only: sql.SQL = _ALL) -> sql.Composed:
+    """Return a statement on the meter's events, or on `only` some of them."""
+    return sql.SQL(query("ledger", name)).format(
+        claim=sql.SQL(query("ledger", "claim")),
+        only=only,
+        minute_is_settled=sql.SQL(query("ledger", "minute_is_settled")),
+    )
 
 
 def _columns(answers: Sequence[tuple[Heard, Transition]]) -> dict[str, Any]:

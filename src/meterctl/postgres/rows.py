@@ -22,6 +22,8 @@ from meterctl.postgres.rows_sql import RowsSql
 from meterctl.settings.meters import RowsMeter
 from meterctl.settings.model import LookupSettings
 
+EXPLAIN = sql.SQL("EXPLAIN (FORMAT JSON) ")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerOwner:
@@ -140,10 +142,20 @@ class PostgresRows:
         text = self._sql.classify(window, None)
         return self._fetch(text, self._parameters(window, None) | {"batch_size": len(row_ids)})
 
-    def explain(self, window: RowWindow) -> None:
-        """Have PostgreSQL plan the classification without reading a row, within the caller's transaction."""
-        parameters = self._parameters(window, None) | {"batch_size": 0}
-        self._connection.execute(sql.SQL("EXPLAIN ") + self._sql.classify(window, None), parameters)
+    def explain(self, window: RowWindow, *, batch_size: int = 0) -> Mapping[str, Any]:
+        """Return how PostgreSQL would classify a page, without reading a row, within the caller's transaction."""
+        parameters = self._parameters(window, None) | {"batch_size": batch_size}
+        row = self._connection.execute(EXPLAIN + self._sql.classify(window, None), parameters).fetchone()
+        assert row is not None  # noqa: S101 -- EXPLAIN gives one row
+        plan: Mapping[str, Any] = row[0][0]["Plan"]
+        return plan
+
+    def uncollected(self, window: RowWindow) -> list[KindCount]:
+        """Return what the rows of the window are that have no event, those of free users aside."""
+        text = self._sql.compose(query("rows", "uncollected"), classify=self._sql.classify(window, None))
+        with transaction(self._connection, read_only=True):
+            rows = self._fetch(text, self._parameters(window, None) | {"batch_size": None})
+        return [_kind_count(row) for row in rows]
 
     def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:
         """Stamp the rows that are neither stamped nor locked, within the caller's transaction; return how many."""

@@ -103,6 +103,17 @@ class RowsSql:
         )
 
 
+def paying(lookup: LookupSettings) -> sql.Composed:
+    """Return the SELECT of a lookup's customers whose subscription is in force at %(now)s, and their periods' ends."""
+    return sql.SQL(query("doctor", "paying")).format(
+        table=_name(*lookup.table.split(".")),
+        subject=_name(lookup.subject),
+        customer=_name(lookup.customer),
+        period_end=_column(lookup.period_end, PERIOD_BOUND, "NULL::timestamptz"),
+        in_force=_in_force(lookup),
+    )
+
+
 def _name(*parts: str) -> sql.SQL:
     """Return a table's or column's name quoted."""
     return _raw(sql.Identifier(*parts).as_string(None))
