@@ -9,7 +9,7 @@ SELECT t.tgname AS name, quote_ident(p.pronamespace::regnamespace::text) || '.' 
 FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
 WHERE t.tgrelid = ANY (%(tables)s) AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND t.tgparentid = 0
   AND t.tgtype & 16 = 16
-  AND (array_length(t.tgattr, 1) IS NULL OR EXISTS (
+  AND (t.tgattr::text = '' OR EXISTS (
       SELECT FROM pg_attribute AS a
       WHERE a.attrelid = t.tgrelid AND a.attname = %(reported_at)s AND a.attnum = ANY (t.tgattr)))
 ORDER BY t.tgrelid, t.tgname
