@@ -26,6 +26,10 @@ NEEDED = ("account.retrieve", "meters.list", "meter_events.create", "event_summa
 """What a restricted key must be allowed for everything."""
 
 
+def long(case: str) -> Any:
+    return pytest.param(case, marks=pytest.mark.long)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Told:
     """A document, by check."""
@@ -151,8 +155,14 @@ def test_each_thing_that_somebody_should_know_is_10_and_none_hides_another(shell
     keep_in_file(shell, "STRIPE_SECRET_KEY", shell.stripe.api_key, mode=0o644)
     shell.extra["METERCTL_STRIPE_APIBASE"] = "x"
     shell.usage(1)
-    shell.sql("INSERT INTO subscriptions (user_id, stripe_customer_id) VALUES ('undated', 'cus_undated')")
     shell.sql("UPDATE subscriptions SET current_period_end = now() + interval '9 days' WHERE user_id = 'u1'")
+    shell.sql(
+        "INSERT INTO subscriptions (user_id, stripe_customer_id, ended_at, current_period_end) VALUES"
+        " ('undated', 'cus_undated', NULL, NULL), ('unpaid', NULL, NULL, now() + interval '9 days'),"
+        " ('ended', 'cus_ended', now() - interval '1 hour', now() + interval '9 days'),"
+        " ('yearly', 'cus_yearly', NULL, now() + interval '90 days'),"
+        " ('past', 'cus_past', NULL, now() - interval '1 hour')"
+    )
     shell.sql(
         "INSERT INTO usage_events (workspace_id, user_id, quantity, created_at) VALUES"
         " ('ws', 'u1', 5, now() - interval '31 days'), ('ws', 'u1', 7, now() - interval '400 days'),"
@@ -280,7 +290,7 @@ def test_a_ledger_of_another_past_is_78(shell: Shell, sound: Shell) -> None:
     assert "its timeline was 000000FF" in examined(sound, "--offline", code=78).of("identity")[0][1]
 
 
-@pytest.mark.parametrize("case", ["missing", "malformed", "unreachable", "stripe key", "both", "file"])
+@pytest.mark.parametrize("case", ["missing", "malformed", "unreachable", "stripe key", long("both"), "file"])
 def test_a_fault_of_one_side_leaves_the_other_proven(sound: Shell, tmp_path: Path, case: str) -> None:
     of_database = ALL[2:11]
     told = None
@@ -318,7 +328,7 @@ def test_a_fault_of_one_side_leaves_the_other_proven(sound: Shell, tmp_path: Pat
         assert told.remedy('must be "test" or "live"').startswith("did you mean")
 
 
-@pytest.mark.parametrize("case", ["away", "revoked", "no key", "live", "other account", "clock"])
+@pytest.mark.parametrize("case", ["away", "revoked", long("no key"), "live", long("other account"), "clock"])
 def test_a_stripe_in_trouble_leaves_the_database_proven(sound: Shell, tmp_path: Path, case: str) -> None:
     code, check, words = {
         "away": (69, "stripe", "Stripe is away"),
@@ -352,9 +362,8 @@ def test_offline_asks_nothing_of_stripe_and_can_be_0(sound: Shell) -> None:
     assert sound.stripe.requests() == []
 
 
-@pytest.mark.parametrize("time", ["24:00", "2:00", "*:60", "noon", ""])
-def test_a_time_that_is_none_is_2(shell: Shell, time: str) -> None:
-    done = shell.run("doctor", "--runs-at", time)
+def test_a_time_that_is_none_is_2(shell: Shell) -> None:
+    done = shell.run("doctor", "--runs-at", "2:00")
     assert (done.code, done.stdout) == (2, "")
     assert "is no time of day" in done.stderr
 

@@ -1,6 +1,7 @@
 """`meters check`: each way in which Stripe's meter is not what the configuration takes it to be, and none."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,7 +128,11 @@ def test_prices_that_the_key_may_not_read_are_not_taken_for_none(shell: Shell) -
     assert "prices.list" in done.stdout
 
 
-@pytest.mark.parametrize("case", ["revoked", "forbidden", "away", "other account", "no key", "live"])
+def long(case: str) -> Any:
+    return pytest.param(case, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("case", ["revoked", long("forbidden"), "away", "other account", long("no key"), "live"])
 def test_what_keeps_stripe_from_being_asked(shell: Shell, tmp_path: Path, case: str) -> None:
     code, words = {
         "revoked": (77, "Stripe refuses the key (401)"),
