@@ -46,13 +46,14 @@ def doctor(
     from meterctl.actions.doctor import diagnose
     from meterctl.cli.doctor_checks import checks
     from meterctl.cli.doctor_settings import read
+    from meterctl.cli.wiring import redacted
     from meterctl.core.diagnosis import verdict
 
     times = tuple(runs_at or [NIGHTLY])
     runs = _minutes(times)
     reading = read(context, flags={"stripe.mode": "live"} if live else {}, no_color=no_color)
     with checks(reading, times=times, runs=runs, offline=offline) as asked:
-        found = list(diagnose(asked))
+        found = [(name, redacted(finding)) for name, finding in diagnose(asked)]
     code = verdict(finding for _, finding in found)
     _show(found, code, as_json=as_json, quiet=quiet, colour=not no_color)
     raise typer.Exit(code)
@@ -74,13 +75,12 @@ def _minutes(times: "Sequence[str]") -> list[int]:
 
 
 def _show(found: "Sequence[tuple[str, Finding]]", code: ExitCode, *, as_json: bool, quiet: bool, colour: bool) -> None:
-    from meterctl.logs import redact
     from meterctl.render.diagnosis import shown_findings
 
     if as_json:
-        print(redact(json.dumps(_document(found, code))))
+        print(json.dumps(_document(found, code)))
     elif not (quiet and code is ExitCode.OK):
-        print(redact(shown_findings("check", found, console=sys.stdout.isatty(), colour=colour)))
+        print(shown_findings("check", found, console=sys.stdout.isatty(), colour=colour))
 
 
 def _document(found: "Sequence[tuple[str, Finding]]", code: ExitCode) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -48,6 +49,7 @@ def check(
 
 def _checked(settings: "Settings") -> "list[CheckedMeter]":
     from meterctl.actions.check_meters import check_meters
+    from meterctl.cli.wiring import redacted
     from meterctl.stripe_api.account import key_account
     from meterctl.stripe_api.client import stripe_client
     from meterctl.stripe_api.meters import StripeMeters
@@ -58,15 +60,15 @@ def _checked(settings: "Settings") -> "list[CheckedMeter]":
     if settings.stripe.account is not None:
         key_account(client, settings.stripe)  # another account's meters would prove nothing
     livemode = settings.stripe.mode == "live"
-    return list(check_meters(settings.enabled_meters, StripeMeters(client), livemode=livemode))
+    checked = check_meters(settings.enabled_meters, StripeMeters(client), livemode=livemode)
+    return [replace(meter, findings=tuple(map(redacted, meter.findings))) for meter in checked]
 
 
 def _show(meters: "Sequence[CheckedMeter]", *, colour: bool) -> None:
-    from meterctl.logs import redact
     from meterctl.render.diagnosis import shown_findings
 
     findings = [(meter.event_name, finding) for meter in meters for finding in meter.findings]
-    print(redact(shown_findings("meter", findings, console=sys.stdout.isatty(), colour=colour)))
+    print(shown_findings("meter", findings, console=sys.stdout.isatty(), colour=colour))
 
 
 def _document(meters: "Sequence[CheckedMeter]", code: ExitCode, mode: str) -> dict[str, Any]:

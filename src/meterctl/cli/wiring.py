@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,6 +14,7 @@ from meterctl.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from meterctl.core.diagnosis import Finding
     from meterctl.postgres.connect import Connection
     from meterctl.settings import Settings
 
@@ -63,6 +65,14 @@ def open_database(settings: "Settings") -> "Iterator[Connection]":
     with connect(settings.database_url.get_secret_value(), application_name=run_label()) as connection:
         require_schema(connection)
         yield connection
+
+
+def redacted(finding: "Finding") -> "Finding":
+    """Return a finding that no secret stands in, whoever's words it repeats."""
+    from meterctl.logs import redact
+
+    remedy = finding.remedy and redact(finding.remedy)
+    return replace(finding, message=redact(finding.message), remedy=remedy)
 
 
 def confirmed_for(account: str, question: str, *, livemode: bool, yes: bool, confirm: str | None) -> bool:

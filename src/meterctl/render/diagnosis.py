@@ -14,8 +14,11 @@ Named = Sequence[tuple[str, Finding]]
 def shown_findings(head: str, findings: Named, *, console: bool, colour: bool) -> str:
     """Return the findings as text without a newline at its end; `head` is what their names are names of."""
     if not console:
-        return "\n".join(f"{one.status:<5} {name}: {printable(one.line)}" for name, one in findings)
-    rows = [[one.status.value, name, printable(one.message), printable(one.remedy or "")] for name, one in findings]
+        return "\n".join(f"{one.status:<5} {printable(name)}: {printable(one.line)}" for name, one in findings)
+    rows = [
+        [one.status.value, printable(name), printable(one.message), printable(one.remedy or "")]
+        for name, one in findings
+    ]
     return table(["", head, "found", "what to do"], rows, console=True, colour=colour)
 
 
