@@ -210,7 +210,7 @@ def hour_of(shell: Shell, ahead: timedelta) -> str:
     return str(text)
 
 
-def test_a_meter_that_cannot_be_reported_yet_and_a_lookup_without_periods(sound: Shell, tmp_path: Path) -> None:
+def test_a_lookup_without_periods_is_10(sound: Shell, tmp_path: Path) -> None:
     configured(
         sound,
         tmp_path,
@@ -234,6 +234,23 @@ payers = [{ lookup = "owner", column = "user_id" }]
     told = examined(sound, code=10)
     assert told.names("warn") == ["periods"]
     assert "lookups.owner: no period_end" in told.of("periods")[0][1]
+
+
+def test_meters_of_every_source_are_examined(shell: Shell, tmp_path: Path) -> None:
+    """A counter's table needs its trigger, and each meter's claims an index."""
+    shipped = (Path(__file__).parents[2] / "src/meterctl/settings/defaults.toml").read_text(encoding="utf-8")
+    configured(shell, tmp_path, shipped.replace("enabled = false", "enabled = true"))
+    for name, formula in (("active_sensors", "last"), ("temperature_readings", "sum")):
+        made = shell.stripe.create_meter(event_name=name, formula=formula)  # type: ignore[arg-type] # literals both
+        shell.stripe.create_price(made.id)
+    told = examined(shell, code=78)
+    assert told.names("fail") == ["tables"]
+    assert "readings" in told.remedy("has no trigger that counts its rows")
+    claims = [message for _, message in told.of("plans") if "to be sent are found by" in message]
+    assert [message.split()[2] for message in claims] == ["ai_suggestion", "active_sensors", "temperature_readings"]
+    assert [status for status, _ in told.of("meters")] == ["warn", "ok", "ok"]
+    assert shell.run("db", "adopt", "readings", "--yes").code == 0
+    assert examined(shell, code=10).names("fail") == []
 
 
 # Broken

@@ -9,9 +9,10 @@ import pytest
 from meterctl.actions.collect import row_window
 from meterctl.core.diagnosis import Finding
 from meterctl.postgres.connect import connect
-from meterctl.postgres.doctor import triggers
-from meterctl.postgres.plans import collecting
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.doctor import triggers, without_seqscan
+from meterctl.postgres.plans import PAGE, collecting
+from meterctl.postgres.rows import PostgresRows
+from meterctl.postgres.sources import Sources
 from meterctl.settings import RowsMeter, load_settings
 
 BY_INDEX = "a page of unreported rows of usage_events is read by "
@@ -28,10 +29,10 @@ def planned(connection: psycopg.Connection) -> Finding:
     settings = load_settings(config_file=None, environ={"DATABASE_URL": "postgresql:///x"}, flags={})
     meter = settings.meters["ai_suggestion"]
     assert isinstance(meter, RowsMeter)
-    nobody = LedgerOwner(account="", livemode=False)
-    rows = PostgresRows(connection, "ai_suggestion", meter, settings.lookups, nobody)
-    (found,) = collecting(connection, rows, row_window(datetime.now(UTC), recent=None), meter.table)
-    return found
+    source = Sources(connection=connection, settings=settings).of("ai_suggestion")
+    assert isinstance(source, PostgresRows)
+    with without_seqscan(connection):
+        return collecting(source.explain(row_window(datetime.now(UTC), recent=None), batch_size=PAGE), meter.table)
 
 
 def partitioned(connection: psycopg.Connection) -> None:

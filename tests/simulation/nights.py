@@ -19,8 +19,9 @@ from meterctl.core.model import RESEND_LIMIT
 from meterctl.core.settlement import Window
 from meterctl.errors import ConfigurationError, MeterctlError
 from meterctl.postgres.ledger_admin import retry, waive
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.settlements import assume, doubtable, put_in_doubt
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.sandbox.local_stripe import FaultKind, RandomFaults
 from meterctl.settings import RowsMeter
 from simulation.mortal import Fate, Killed, MortalConnection, MortalEvents
@@ -41,6 +42,9 @@ KINDS = (
     FaultKind.NOT_FOUND,
     FaultKind.REQUEST_TIMEOUT,
 )
+
+MISLEADING = (FaultKind.LOST_ANSWER, FaultKind.RATE_LIMITED)
+"""Together they tempt: the second says that nothing was processed, of an attempt that was not the first."""
 
 PAUSES = (timedelta(0), HOUR, 3 * HOUR, 10 * HOUR, 24 * HOUR, 30 * HOUR)
 FREE = "free"
@@ -111,9 +115,10 @@ class Simulation:
         options = {"summary_lag_s": self.chance.choice([0, 300, 75 * 60]), "identifier_window_h": 24.0}
         options["identifier_window_h"] = self.chance.choice([24.0, 48.0])
         self.world.stripe.set_options(**options)
-        faults = RandomFaults(seed=self.seed, rate=self.chance.choice([0.1, 0.4, 0.7]), kinds=KINDS)
+        kinds = self.chance.choice([KINDS, KINDS, MISLEADING, tuple(self.chance.sample(KINDS, 2))])
+        faults = RandomFaults(seed=self.seed, rate=self.chance.choice([0.1, 0.4, 0.7, 0.9]), kinds=kinds)
         self.world.stripe.set_random_faults(faults)
-        self.say(f"{len(self.names)} customers; Stripe: {options}, faults at {faults.rate}")
+        self.say(f"{len(self.names)} customers; Stripe: {options}, faults {', '.join(kinds)} at {faults.rate}")
 
     def _pay_through(self, customer: str, user: str) -> None:
         """Two subjects, one who pays."""

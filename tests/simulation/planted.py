@@ -9,10 +9,12 @@ from unittest.mock import patch
 import psycopg
 
 from meterctl.actions import deliver, settle
+from meterctl.cli import db_recover
 from meterctl.core import model, settlement, state
 from meterctl.core.model import Claim, Outcome, OutcomeKind, SettledBy, State
 from meterctl.ports import Claimed
 from meterctl.postgres.ledger import PostgresMeterLedger
+from meterctl.postgres.recover import end_recovery
 
 Patches = Callable[[], list[Any]]
 
@@ -108,6 +110,20 @@ def _stamp_before_the_answer() -> list[Any]:
     return [patch.object(PostgresMeterLedger, "exchange", exchange)]
 
 
+def _recovery_doubts_nothing() -> list[Any]:
+    """After a restore everything open is sent as if it had never been."""
+
+    def end(connection: psycopg.Connection, **given: Any) -> int:
+        count = end_recovery(connection, **given)
+        connection.execute(
+            "UPDATE meterctl.meter_events SET state = 'pending', doubt_since = NULL, ever_in_doubt = false"
+            " WHERE state = 'in_doubt'"
+        )
+        return count
+
+    return [patch.object(db_recover, "end_recovery", end)]
+
+
 DEFECTS: Mapping[str, Patches] = {
     "safe-window-ignored": _safe_window_ignored,
     "claim-not-committed": _claim_not_committed,
@@ -116,6 +132,7 @@ DEFECTS: Mapping[str, Patches] = {
     "throttling-clears-a-doubt": _throttling_clears_a_doubt,
     "key-kept-after-an-answer": _key_kept_after_an_answer,
     "one-read-believed": _one_read_believed,
+    "recovery-doubts-nothing": _recovery_doubts_nothing,
 }
 
 

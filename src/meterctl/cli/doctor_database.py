@@ -15,11 +15,9 @@ from meterctl.errors import ExitCode
 from meterctl.postgres import doctor, inspection, plans
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection, connect
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
-from meterctl.postgres.wanted import rows_meters
-from meterctl.settings import RowsMeter, Settings
-
-NOBODY = LedgerOwner(account="", livemode=False)
+from meterctl.postgres.rows import PostgresRows
+from meterctl.postgres.sources import Sources
+from meterctl.settings import MeterSettings, RowsMeter, Settings
 
 
 @dataclass(kw_only=True)
@@ -70,31 +68,38 @@ class DatabaseSide:
 
     def _tables(self) -> Iterator[Finding]:
         yield from inspection.fit(self.connection, self.settings)
-        yield from inspection.other_sources(self.settings)
+        yield from inspection.counting(self.connection, self.settings)
 
     def _lock(self) -> Iterator[Finding]:
         return doctor.lock(self.settings.database_url.get_secret_value(), SystemHostClock())
 
     @cached_property
-    def _fitting(self) -> dict[str, RowsMeter]:
+    def _fitting(self) -> dict[str, MeterSettings]:
         return doctor.fitting_meters(self.connection, self.settings)
 
+    def _rows(self) -> Iterator[tuple[RowsMeter, PostgresRows]]:
+        """Yield the meters of rows, each with what reads them."""
+        sources = Sources(connection=self.connection, settings=self.settings)
+        for key, meter in self._fitting.items():
+            source = sources.of(key)
+            if isinstance(meter, RowsMeter) and isinstance(source, PostgresRows):
+                yield meter, source
+
     def _unfit(self) -> Iterator[Finding]:
-        for key in rows_meters(self.settings):
+        for key in self.settings.enabled_meters:
             if key not in self._fitting:
                 yield skipped(f"the tables of meter {key} do not fit, see above")
 
     def _plans(self) -> Iterator[Finding]:
-        now = self.now()
-        for key, meter in self._fitting.items():
-            rows, window = self._rows(key, meter), row_window(now, recent=None)
-            yield from plans.collecting(self.connection, rows, window, meter.table)
-            yield from plans.claiming(self.connection, meter.event_name, now)
+        now, of_rows = self.now(), list(self._rows())
+        with doctor.without_seqscan(self.connection):
+            for meter, rows in of_rows:
+                plan = rows.explain(row_window(now, recent=None), batch_size=plans.PAGE)
+                yield plans.collecting(plan, meter.table)
+            for key, any_meter in self._fitting.items():
+                plan = doctor.claim_plan(self.connection, key, any_meter, now)
+                yield plans.claiming(plan, any_meter.event_name)
         yield from self._unfit()
-
-    def _rows(self, key: str, meter: RowsMeter) -> PostgresRows:
-        event_names = [one.event_name for one in self.settings.meters.values()]
-        return PostgresRows(self.connection, key, meter, self.settings.lookups, NOBODY, event_names=event_names)
 
     def usage_checks(self, *, times: Sequence[str], runs: Sequence[int]) -> list[Check]:
         """Return the checks of what waits, and of what the schedule would miss."""
@@ -105,8 +110,8 @@ class DatabaseSide:
 
     def _waiting(self) -> Iterator[Finding]:
         window = first_night.waiting_window(row_window(self.now(), recent=None))
-        for key, meter in self._fitting.items():
-            yield from first_night.waiting_rows(self._rows(key, meter).uncollected(window), meter.table)
+        for meter, rows in self._rows():
+            yield from first_night.waiting_rows(rows.uncollected(window), meter.table)
         yield from self._unfit()
 
     def _periods(self, times: Sequence[str], runs: Sequence[int]) -> Iterator[Finding]:

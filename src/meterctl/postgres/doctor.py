@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import psycopg
@@ -9,18 +10,22 @@ from psycopg import sql
 
 from meterctl.clock import HostClock
 from meterctl.core.diagnosis import Finding, failed, passed, warned
+from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT
 from meterctl.errors import MeterctlError
+from meterctl.ports import ClaimRequest
 from meterctl.postgres.catalog import fetch, find_tables
 from meterctl.postgres.check import misfits
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.identity import ledger_identity, mode_name, require_owner
 from meterctl.postgres.indexes import relations_of
+from meterctl.postgres.ledger import PostgresMeterLedger
 from meterctl.postgres.lock import MeterLocks
+from meterctl.postgres.payers_sql import paying
+from meterctl.postgres.plans import PAGE, Plan
 from meterctl.postgres.queries import query
-from meterctl.postgres.rows import LedgerOwner
-from meterctl.postgres.rows_sql import paying
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.postgres.wanted import rows_meters
-from meterctl.settings import LookupSettings, RowsMeter, Settings
+from meterctl.settings import LookupSettings, MeterSettings, Settings
 
 
 def role(connection: psycopg.Connection) -> Iterator[Finding]:
@@ -34,9 +39,9 @@ def role(connection: psycopg.Connection) -> Iterator[Finding]:
         yield passed(f"role {found['role']}")
 
 
-def fitting_meters(connection: psycopg.Connection, settings: Settings) -> dict[str, RowsMeter]:
-    """Return the meters of rows whose tables fit the configuration."""
-    meters = rows_meters(settings)
+def fitting_meters(connection: psycopg.Connection, settings: Settings) -> dict[str, MeterSettings]:
+    """Return the enabled meters whose tables fit the configuration."""
+    meters = settings.enabled_meters
     return {key: meter for key, meter in meters.items() if not misfits(connection, settings, [key])}
 
 
@@ -57,6 +62,38 @@ def triggers(connection: psycopg.Connection, settings: Settings) -> Iterator[Fin
             yield warned(message, remedy)
         if not found:
             yield passed(f"stamping {meter.table} fires no trigger")
+
+
+@contextmanager
+def without_seqscan(connection: psycopg.Connection) -> Iterator[None]:
+    """Within the block, in one transaction, have tables read as a whole only where no index can serve."""
+    with transaction(connection, read_only=True):
+        connection.execute(query("doctor", "without_seqscan"))
+        yield
+
+
+def claim_plan(connection: psycopg.Connection, key: str, meter: MeterSettings, now: datetime) -> Plan:
+    """Return how PostgreSQL would claim a meter's events, within the caller's transaction."""
+    ledger = PostgresMeterLedger(
+        connection,
+        meter=key,
+        event_name=meter.event_name,
+        run_id=0,
+        stamp_rows=lambda _ids, _now: 0,
+        keeps_last=meter.formula == "last",
+    )
+    request = ClaimRequest(
+        fresh_max=PAGE,
+        customers=(),
+        scan_max=PAGE,
+        after_customer="",
+        retry_ids=(),
+        now=now,
+        doubt_since=now,
+        doubt_horizon=now - RESEND_LIMIT,
+        expired_before=now - PAST_LIMIT,
+    )
+    return ledger.explain_claim(request)
 
 
 def lock(conninfo: str, host_clock: HostClock) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from meterctl.errors import ExitCode, NotPermittedError
 from meterctl.postgres.catalog import TableInfo, find_tables
 from meterctl.postgres.check import misfits
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.counting import uncounted
 from meterctl.postgres.identity import read_marks
 from meterctl.postgres.indexes import (
     INDEXABLE,
@@ -21,7 +22,7 @@ from meterctl.postgres.indexes import (
 from meterctl.postgres.migrate import schema_problem
 from meterctl.postgres.misfits import LEDGER
 from meterctl.postgres.wanted import rows_meters, wanted_of_lookup, wanted_of_meter
-from meterctl.settings import RowsMeter, Settings
+from meterctl.settings import CounterMeter, RowsMeter, Settings
 from meterctl.settings.problems import dotted
 
 VERSION_MIN = 14
@@ -39,7 +40,8 @@ def inspect_database(connection: psycopg.Connection, settings: Settings) -> list
         *ledger_schema(connection),
         *fit(connection, settings),
         *indexes(connection, settings),
-        *other_sources(settings),
+        *counting(connection, settings),
+        *no_meter(settings),
     ]
 
 
@@ -84,8 +86,8 @@ def fit(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding]
         code = ExitCode.NOT_PERMITTED if misfit.privilege else ExitCode.CONFIGURATION
         yield failed(*parted(misfit.line), code)
     faulty = {misfit.section for misfit in found}
-    meters = rows_meters(settings)
-    wanted = [wanted_of_meter(key, meter) for key, meter in meters.items()]
+    meters = settings.enabled_meters
+    wanted = [wanted_of_meter(key, one) for key, one in meters.items() if not isinstance(one, CounterMeter)]
     names = dict.fromkeys(payer.lookup for meter in meters.values() for payer in meter.payers)
     wanted += [wanted_of_lookup(name, settings.lookups[name]) for name in names]
     for one in wanted:
@@ -126,11 +128,21 @@ def _table(connection: psycopg.Connection, where: str, meter: RowsMeter, table: 
         yield warned(message, drop_statement(left["schema"], left["name"]))
 
 
-def other_sources(settings: Settings) -> Iterator[Finding]:
-    """Find the enabled meters that this version cannot report."""
+def counting(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
+    """Find out whether what is inserted into counters' tables is counted."""
     for key, meter in settings.enabled_meters.items():
-        if not isinstance(meter, RowsMeter):
-            where = settings.where(dotted(("meters", key, "source")))
-            yield warned(f'{where}: "{meter.source}" meters cannot be reported yet', "set enabled = false")
-    if not rows_meters(settings):
-        yield warned(f"{settings.where('meters')}: no meter of rows is enabled", None)
+        if not isinstance(meter, CounterMeter) or meter.table is None:
+            continue
+        where = settings.where(dotted(("meters", key)))
+        with transaction(connection, read_only=True):
+            lacking = uncounted(connection, key, meter)
+        for line in lacking:
+            yield failed(f"{where}: {line}", f"meterctl db adopt {meter.table}")
+        if not lacking:
+            yield passed(f"{where}: what is inserted into {meter.table} is counted")
+
+
+def no_meter(settings: Settings) -> Iterator[Finding]:
+    """Find out whether any meter is enabled at all."""
+    if not settings.enabled_meters:
+        yield warned(f"{settings.where('meters')}: no meter is enabled", "enable one under [meters.…]")

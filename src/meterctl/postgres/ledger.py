@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import errors as pg
@@ -16,9 +16,12 @@ from meterctl.core.state import Transition
 from meterctl.logs import get_logger
 from meterctl.ports import Claimed, ClaimRequest, KindCount, OpenCounts, Undeliverable
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.plans import Plan, plan_of
 from meterctl.postgres.queries import query
 
 Stamp = Callable[[Sequence[str]], int]
+
+LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
 
 TEXT_LENGTH_MAX = 1_000
 """Characters of an answer's text that the ledger keeps for each event."""
@@ -29,13 +32,14 @@ LOST_RACE = (pg.UniqueViolation, pg.DeadlockDetected, pg.LockNotAvailable)
 WAITED_TOO_LONG = (pg.LockNotAvailable, pg.QueryCanceled)
 """A lock within the application's own triggers: trying row by row would wait row by row."""
 
-_ALL = sql.SQL("true")
-
 log = get_logger()
 
 
 class PostgresMeterLedger:
-    """`MeterLedger` on PostgreSQL. `stamp_rows` marks usage rows within the transaction it is called in."""
+    """`MeterLedger` on PostgreSQL. `stamp_rows` marks usage rows within the transaction it is called in.
+
+    `keeps_last`: Stripe bills the last value only, so a doubt of any age is sent again, unless something newer was.
+    """
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class PostgresMeterLedger:
         run_id: int,
         stamp_rows: Callable[[Sequence[str], datetime], int],
         row_ids: tuple[str, ...] = (),
+        keeps_last: bool = False,
     ) -> None:
         self._connection = connection
         self._run_id = run_id
@@ -55,8 +60,11 @@ class PostgresMeterLedger:
             "event_name": event_name,
             "run_id": run_id,
             "row_ids": list(row_ids),
+            "keeps_last": keeps_last,
         }
-        self._only = sql.SQL("e.source_row_id = ANY (%(row_ids)s)") if row_ids else _ALL
+        self._may_be_sent = sql.SQL(query("ledger", "nothing_newer_sent" if keeps_last else "minute_is_settled"))
+        self._keeps_last = keeps_last
+        self._only = sql.SQL("e.source_row_id = ANY (%(row_ids)s)" if row_ids else "true")
 
     def take_over(self) -> int:
         """Turn other runs' `sending` into `in_doubt`; the caller holds the meter's lock."""
@@ -70,6 +78,13 @@ class PostgresMeterLedger:
             ).fetchall()
         return [row[0] for row in rows]
 
+    def supersede(self) -> int:
+        """Give up what a newer level of its period has made worthless; return how many events."""
+        if not self._keeps_last:
+            return 0
+        with transaction(self._connection):
+            return self._connection.execute(self._composed(query("ledger", "supersede")), self._scope).rowcount
+
     def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:
         """Stamp usage rows whose event is accepted; locked rows are left for later. Return how many were stamped."""
         with transaction(self._connection):
@@ -78,7 +93,9 @@ class PostgresMeterLedger:
     def oldest_lanes(self, lanes_max: int, *, doubt_horizon: datetime) -> list[str]:
         """Return the customers whose events have waited longest, at most `lanes_max`, longest first."""
         with transaction(self._connection, read_only=True):
-            rows = self._fetch("oldest_lanes", self._scope | {"lanes_max": lanes_max, "doubt_horizon": doubt_horizon})
+            rows = self._fetch(
+                "oldest_lanes", self._scope | {"lanes_max": lanes_max, "doubt_horizon": self._horizon(doubt_horizon)}
+            )
         return [row["customer"] for row in rows]
 
     def exchange(
@@ -149,6 +166,11 @@ class PostgresMeterLedger:
             scan_ended=rows[0]["scan_ended"],
         )
 
+    def explain_claim(self, request: ClaimRequest) -> Plan:
+        """Return how PostgreSQL would claim, without reading an event, within the caller's transaction."""
+        text = self._composed(query("ledger", "claim_fresh"))
+        return plan_of(self._connection, text, self._claim_parameters(request))
+
     def _claim_parameters(self, request: ClaimRequest) -> dict[str, Any]:
         return self._scope | {
             "ids": list(request.retry_ids),
@@ -158,14 +180,22 @@ class PostgresMeterLedger:
             "after_customer": request.after_customer,
             "now": request.now,
             "doubt_since": request.doubt_since,
-            "doubt_horizon": request.doubt_horizon,
+            "doubt_horizon": self._horizon(request.doubt_horizon),
             "expired_before": request.expired_before,
         }
 
     def _fetch(self, name: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-        text = ledger_statement(name, only=self._only)
+        text = self._composed(query("ledger", name))
         with self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(text, parameters).fetchall()
+
+    def _composed(self, text: LiteralString) -> sql.Composed:
+        claim = sql.SQL(query("ledger", "claim"))
+        return sql.SQL(text).format(claim=claim, only=self._only, may_be_sent=self._may_be_sent)
+
+    def _horizon(self, doubt_horizon: datetime) -> datetime:
+        """Return since when a doubt is too old to be sent again."""
+        return LONG_AGO if self._keeps_last else doubt_horizon
 
     def untold(self) -> list[KindCount]:
         """Return what runs rejected or let expire that did not live to say so."""
@@ -174,19 +204,10 @@ class PostgresMeterLedger:
 
     def count_open(self, *, now: datetime) -> OpenCounts:
         """Return what a run leaves open."""
-        horizons = {"doubt_horizon": now - RESEND_LIMIT, "undecided_before": now - UNDECIDED_MAX}
+        horizons = {"doubt_horizon": self._horizon(now - RESEND_LIMIT), "undecided_before": now - UNDECIDED_MAX}
         with transaction(self._connection, read_only=True):
             row = self._fetch("count_open", self._scope | horizons)[0]
         return OpenCounts(**row | {"problem_ids": tuple(row["problem_ids"] or ())})
-
-
-def ledger_statement(name: str, *, only: sql.SQL = _ALL) -> sql.Composed:
-    """Return a statement on the meter's events, or on `only` some of them."""
-    return sql.SQL(query("ledger", name)).format(
-        claim=sql.SQL(query("ledger", "claim")),
-        only=only,
-        minute_is_settled=sql.SQL(query("ledger", "minute_is_settled")),
-    )
 
 
 def _columns(answers: Sequence[tuple[Heard, Transition]]) -> dict[str, Any]:
