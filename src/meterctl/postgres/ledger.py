@@ -16,6 +16,7 @@ from meterctl.core.state import Transition
 from meterctl.logs import get_logger
 from meterctl.ports import Claimed, ClaimRequest, KindCount, OpenCounts, Undeliverable
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.plans import Plan, plan_of
 from meterctl.postgres.queries import query
 
 Stamp = Callable[[Sequence[str]], int]
@@ -164,6 +165,11 @@ class PostgresMeterLedger:
             after_customer=rows[0]["reached_customer"],
             scan_ended=rows[0]["scan_ended"],
         )
+
+    def explain_claim(self, request: ClaimRequest) -> Plan:
+        """Return how PostgreSQL would claim, without reading an event, within the caller's transaction."""
+        text = self._composed(query("ledger", "claim_fresh"))
+        return plan_of(self._connection, text, self._claim_parameters(request))
 
     def _claim_parameters(self, request: ClaimRequest) -> dict[str, Any]:
         return self._scope | {
