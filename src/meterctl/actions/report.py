@@ -37,7 +37,9 @@ PREPARING_SHARE = 0.5
 """Part of the time left that a meter's settling or collecting may take: what is due must also be delivered."""
 
 
-ROW_NOT_FOUND = "no meter has it to report: there is no such row, or it is older than 70 days or excluded by `where`"
+ROW_NOT_FOUND = (
+    "no meter has it to report: there is no such row, or it is older than 70 days or excluded by `since` or `where`"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,10 +4,9 @@ What does not fit is gathered over all meters and told at once, a line each, beg
 configuration that names it. A few queries of the catalogs find it; no row is read.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 
 import psycopg
 from psycopg import errors as pg
@@ -20,6 +19,7 @@ from meterctl.postgres.connect import transaction
 from meterctl.postgres.migrate import ledger_grants
 from meterctl.postgres.misfits import LEDGER, Misfit, missing_table, table_misfits
 from meterctl.postgres.queries import query
+from meterctl.postgres.refusals import refusal, refused_condition, said, unknown_zone
 from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.wanted import WantedTable, rows_meters, wanted_of_lookup, wanted_of_meter
 from meterctl.settings import RowsMeter, Settings
@@ -62,7 +62,13 @@ def misfits(
     meters = rows_meters(settings, keys)
     with transaction(connection, read_only=True):
         view = _View.of(connection, settings, meters)
-        found = [*view.ledger_misfits(), *view.table_misfits(), *view.payer_misfits(), *view.condition_misfits()]
+        found = [
+            *view.ledger_misfits(),
+            *view.table_misfits(),
+            *view.payer_misfits(),
+            *view.zone_misfits(),
+            *view.condition_misfits(),
+        ]
     faulty = {misfit.section for misfit in found}
     if view.has_ledger and LEDGER not in faulty:
         found += (m for key in meters if not view.sections(key) & faulty for m in view.plan_misfits(key))
@@ -153,7 +159,7 @@ class _View:
         # Types as the catalogs print them are quoted where they must be: safe to stand in SQL.
         types = {"left": sql.SQL(left), "right": sql.SQL(right)}
         compare = sql.SQL(query("catalog", "comparable")).format(**types)
-        return self._refusal(lambda: self.connection.execute(compare)) is None
+        return refusal(self.connection, lambda: self.connection.execute(compare)) is None
 
     def condition_misfits(self) -> Iterator[Misfit]:
         """Yield each `where` that PostgreSQL refuses, tried apart from the rest so that it is told with the rest."""
@@ -161,37 +167,32 @@ class _View:
             wanted, table = self.usage[key], self.tables.get(self.usage[key].parts)
             if meter.where is None or table is None:
                 continue
-            own = sql.SQL(meter.where)  # the operator's own SQL, which is to be tried
-            try_it = sql.SQL("EXPLAIN SELECT FROM {} AS u WHERE (\n{}\n)").format(sql.Identifier(*wanted.parts), own)
-            error = self._refusal(partial(self.connection.execute, try_it))
+            error = refused_condition(self.connection, wanted.parts, meter.where)
             if error is not None:
                 yield self._refused(wanted, "where", error, table)
+
+    def zone_misfits(self) -> Iterator[Misfit]:
+        """Yield the time zones that PostgreSQL does not know."""
+        zones = {self.usage[key].section: meter.time_zone for key, meter in self.meters.items()}
+        zones |= {wanted.section: self.settings.lookups[name].time_zone for name, wanted in self.lookups.items()}
+        for section, time_zone in zones.items():
+            what = unknown_zone(self.connection, time_zone) if time_zone is not None else None
+            if what is not None:
+                yield Misfit(section=section, line=f"{self.settings.where(f'{section}.time_zone')}: {what}")
 
     def plan_misfits(self, key: str) -> Iterator[Misfit]:
         """Yield what PostgreSQL says against the statement that collects, which nothing above foresaw."""
         wanted = self.usage[key]
         rows = PostgresRows(self.connection, key, self.meters[key], self.settings.lookups, _NOBODY)
         with transaction(self.connection, read_only=True):
-            error = self._refusal(lambda: rows.explain(_NO_ROWS))
+            error = refusal(self.connection, lambda: rows.explain(_NO_ROWS))
         if error is not None:
             yield self._refused(wanted, "table", error, self.tables[wanted.parts])
 
-    def _refusal(self, attempt: Callable[[], object]) -> psycopg.Error | None:
-        """Return PostgreSQL's answer if it refuses the statement, and leave the transaction whole."""
-        try:
-            with self.connection.transaction():
-                attempt()
-        except psycopg.OperationalError:
-            raise
-        except psycopg.Error as error:
-            return error
-        return None
-
     def _refused(self, wanted: WantedTable, field: str, error: psycopg.Error, table: TableInfo) -> Misfit:
-        hint = f" ({error.diag.message_hint.rstrip('.')})" if error.diag.message_hint else ""
-        said = (error.diag.message_primary or str(error)).splitlines()[0]
-        line = f"{self.settings.where(f'{wanted.section}.{field}')}: PostgreSQL refuses it: {said}{hint}"
+        answer = said(error)
+        line = f"{self.settings.where(f'{wanted.section}.{field}')}: PostgreSQL refuses it: {answer}"
         if isinstance(error, pg.InsufficientPrivilege):
-            grant = f"; GRANT SELECT ON {table.quoted} TO {self.role};" if table.name in said else ""
+            grant = f"; GRANT SELECT ON {table.quoted} TO {self.role};" if table.name in answer else ""
             return Misfit(section=wanted.section, line=line + grant, privilege=True)
         return Misfit(section=wanted.section, line=line)

@@ -157,7 +157,7 @@ def _stamped_table(settings: Settings, meter: RowsMeter, table: TableInfo) -> St
     return StampedTable(
         name=meter.table,
         sees_all=table.kind in INDEXABLE and not table.filtered,
-        statements=RowsSql(meter, settings.lookups, table),
+        statements=RowsSql(meter, settings.lookups, {meter.table_parts: table}),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -15,12 +15,15 @@ from meterctl.core.identifier import HASHED_PREFIX_LENGTH, IDENTIFIER_LENGTH_MAX
 from meterctl.core.value import DIGITS_MAX, LOCAL_PROBLEMS, PLACES_MAX
 from meterctl.errors import ConfigurationError
 from meterctl.ports import KindCount, Page, PageKey, RowWindow
-from meterctl.postgres.catalog import TableInfo, table_info
+from meterctl.postgres.catalog import find_tables
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows_sql import RowsSql
 from meterctl.settings.meters import RowsMeter
 from meterctl.settings.model import LookupSettings
+
+MICROSECOND = timedelta(microseconds=1)
+"""The finest difference of two instants in PostgreSQL."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,12 +63,13 @@ class PostgresRows:
         self._key = key
         self._meter = meter
         self._owner = owner
+        used = (lookups[payer.lookup].table_parts for payer in meter.payers)
         with transaction(connection, read_only=True):
-            found = table_info(connection, meter.table_parts)
-        if found is None:
+            tables = find_tables(connection, [meter.table_parts, *used])
+        if meter.table_parts not in tables:
             raise ConfigurationError(f"meter {key}: there is no table {meter.table}", hint="run `meterctl db check`")
-        self._table: TableInfo = found
-        self._sql = RowsSql(meter, lookups, found)
+        self._table = tables[meter.table_parts]
+        self._sql = RowsSql(meter, lookups, tables)
 
     def collect(
         self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime, room: int | None = None
@@ -91,7 +95,7 @@ class PostgresRows:
     def _next_key(self, page: Mapping[str, Any], after: PageKey | None, batch_size: int) -> PageKey | None:
         """Dated rows come first, then those without a date, where the column allows them."""
         if page["row_count"] == batch_size or page["is_cut"]:
-            return PageKey(occurred_at=page["last_occurred_at"], row_id=page["last_id"])
+            return PageKey(occurred_at=page["last_key"], row_id=page["last_id"])
         dated = after is None or after.occurred_at is not None
         if dated and self._table.columns[self._meter.occurred_at].nullable:
             return PageKey(occurred_at=None, row_id=None)
@@ -100,7 +104,20 @@ class PostgresRows:
     def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
         """Return what collecting and delivering everything would do, in a transaction PostgreSQL holds READ ONLY."""
         keys = [None, PageKey(occurred_at=None, row_id=None)] if self._has_undated() else [None]
-        return [kind for key in keys for kind in self._preview(window, key, doubt_horizon)]
+        kinds = [kind for key in keys for kind in self._preview(window, key, doubt_horizon)]
+        return [*kinds, *self._before_since(window)]
+
+    def _before_since(self, window: RowWindow) -> list[KindCount]:
+        """Return the unreported rows that are not this meter's for lying before its `since`: they are only counted."""
+        since = self._meter.since
+        if since is None or since <= window.since:
+            return []
+        text = self._sql.compose(query("rows", "count_uncollected"), page_filter=self._sql.page_filter(window, None))
+        bounds = {"since": window.since, "until": min(window.until, since - MICROSECOND)}
+        with transaction(self._connection, read_only=True):
+            row = self._fetch(text, self._parameters(window, None) | bounds)[0]
+        found = KindCount(outcome="before_since", code=None, event_count=row["count"], units=Decimal(0))
+        return [found] if row["count"] else []
 
     def _has_undated(self) -> bool:
         return self._table.columns[self._meter.occurred_at].nullable
@@ -173,7 +190,7 @@ class PostgresRows:
             "event_name": self._meter.event_name,
             "event_names": self._event_names,
             "table_name": self._meter.table,
-            "since": window.since,
+            "since": max(window.since, self._meter.since or window.since),
             "until": window.until,
             "fresh_from": window.fresh_from,
             "expired_before": window.expired_before,

@@ -1,4 +1,4 @@
-"""The configuration's names become SQL here: what a page of usage rows is, who pays, under which identifier."""
+"""The configuration's names become SQL here: what a page of usage rows is, under which identifier each is billed."""
 
 from collections.abc import Mapping
 from typing import LiteralString
@@ -7,25 +7,37 @@ from psycopg import sql
 
 from meterctl.core.identifier import Column
 from meterctl.ports import PageKey, RowWindow
-from meterctl.postgres.catalog import TableInfo
+from meterctl.postgres.catalog import Parts, TableInfo
+from meterctl.postgres.fragments import at_zone, name, payload_of_columns, raw
+from meterctl.postgres.payers_sql import chosen_payer, payer_columns
 from meterctl.postgres.queries import query
 from meterctl.settings.meters import RowsMeter
 from meterctl.settings.model import LookupSettings
 
-LIVE_STATUSES = ("active", "trialing", "past_due")
-"""Statuses of a subscription that pays, where its end is not mapped to a column."""
+IN_WINDOW: LiteralString = "u.{occurred_at}{zone} BETWEEN %(since)s AND %(until)s"
 
-PERIOD_BOUND: LiteralString = "CASE WHEN s.{0} BETWEEN '2000-01-01' AND '9000-01-01' THEN s.{0} END"
-"""A period's end, or NULL (unknown) where the application wrote infinity or a year no calendar of ours holds."""
+NEAR_WINDOW: LiteralString = (
+    "u.{occurred_at} BETWEEN %(since)s{zone} - interval '1 day' AND %(until)s{zone} + interval '1 day'"
+)
+"""What the index can answer where local times stand in the column: they are not in the order of their instants, but no
+zone ever set its clocks by more than a day."""
 
 
 class RowsSql:
-    """The statements of one meter over its table. Whatever comes from the configuration is quoted, but for `where`."""
+    """The statements of one meter over its table. Whatever comes from the configuration is quoted, but for `where`.
 
-    def __init__(self, meter: RowsMeter, lookups: Mapping[str, LookupSettings], table: TableInfo) -> None:
+    `tables` holds the meter's table, and those of its lookups where rows are to be classified.
+    """
+
+    def __init__(
+        self, meter: RowsMeter, lookups: Mapping[str, LookupSettings], tables: Mapping[Parts, TableInfo]
+    ) -> None:
         self._meter = meter
         self._lookups = lookups
-        self._table = table
+        self._tables = tables
+        self._table = tables[meter.table_parts]
+        self._zone = at_zone(self._table, meter.occurred_at, meter.time_zone)
+        self._stamp_zone = at_zone(self._table, meter.reported_at, meter.time_zone)
 
     @property
     def id_type(self) -> LiteralString:
@@ -36,27 +48,27 @@ class RowsSql:
         """Return a statement with the table's and its columns' names, and further parts, put in."""
         meter = self._meter
         return sql.SQL(text).format(
-            table=_name(*meter.table_parts),
-            id=_name(meter.id),
+            table=name(*meter.table_parts),
+            id=name(meter.id),
             left_behind=sql.SQL(query("rows", "left_behind")),
-            occurred_at=_name(meter.occurred_at),
-            reported_at=_name(meter.reported_at),
+            occurred_at=name(meter.occurred_at),
+            reported_at=name(meter.reported_at),
+            zone=raw(self._zone),
+            stamp_zone=raw(self._stamp_zone),
             **parts,
         )
 
     def classify(self, window: RowWindow, after: PageKey | None) -> sql.Composed:
         """Return the SELECT that says what collecting the next page of rows means."""
-        quantity = sql.SQL("u.{}::numeric").format(_name(self._meter.value)) if self._meter.value else None
+        quantity = sql.SQL("u.{}::numeric").format(name(self._meter.value)) if self._meter.value else None
         return self.compose(
             query("rows", "classify"),
             quantity=quantity or sql.SQL("1::numeric"),
             identifier=self._identifier(),
-            payer_columns=sql.SQL(", ").join(
-                sql.SQL("u.{} AS {}").format(_name(payer.column), _name(f"payer_{n}"))
-                for n, payer in enumerate(self._meter.payers)
-            ),
+            payload=payload_of_columns(self._meter.payload),
+            payer_columns=payer_columns(self._meter),
             page_filter=self.page_filter(window, after),
-            payers=sql.SQL("\n    UNION ALL\n").join(self._payer(n) for n in range(len(self._meter.payers))),
+            chosen=chosen_payer(self._meter, self._lookups, self._tables),
         )
 
     def _identifier(self) -> sql.Composed:
@@ -64,9 +76,9 @@ class RowsSql:
 
     def _identifier_part(self, part: str | Column) -> sql.Composable:
         if isinstance(part, Column) and part.name in self._table.columns:
-            return sql.SQL("u.{}::text").format(_name(part.name))
+            return sql.SQL("u.{}::text").format(name(part.name))
         literal = self._meter.event_name if isinstance(part, Column) else part
-        return _raw(sql.Literal(literal).as_string(None))
+        return raw(sql.Literal(literal).as_string(None))
 
     def page_filter(self, window: RowWindow, after: PageKey | None) -> sql.Composed:
         """Return the condition on `u` for the rows behind the key; rows without a time come after all others."""
@@ -76,56 +88,14 @@ class RowsSql:
             conditions += ["u.{id} > %(after_id)s::{id_type}"] if after.row_id is not None else []
         else:
             conditions += [
-                "u.{occurred_at} BETWEEN %(since)s AND %(until)s",
-                "(u.{occurred_at} >= %(fresh_from)s OR u.{occurred_at} < %(expired_before)s)",
+                *([NEAR_WINDOW] if self._zone else []),
+                IN_WINDOW,
+                "(u.{occurred_at}{zone} >= %(fresh_from)s OR u.{occurred_at}{zone} < %(expired_before)s)",
             ]
             conditions += (
                 ["(u.{occurred_at}, u.{id}) > (%(after_occurred_at)s, %(after_id)s::{id_type})"] if after else []
             )
         conditions += ["u.{id}::text = ANY (%(row_ids)s)"] if window.row_ids else []
         conditions += ["(\n{own}\n)"] if self._meter.where else []
-        own = _raw(self._meter.where or "")
+        own = raw(self._meter.where or "")
         return self.compose(" AND ".join(conditions), id_type=sql.SQL(self.id_type), own=own)
-
-    def _payer(self, n: int) -> sql.Composed:
-        lookup = self._lookups[self._meter.payers[n].lookup]
-        return sql.SQL(query("rows", "payer")).format(
-            lookup=sql.Literal(n),
-            payer=_name(f"payer_{n}"),
-            table=_name(*lookup.table.split(".")),
-            subject=_name(lookup.subject),
-            customer=_name(lookup.customer),
-            started=_column(lookup.started_at, "coalesce(s.{}, '-infinity'::timestamptz)", "'-infinity'::timestamptz"),
-            tiebreak=_column(lookup.id, "s.{}", "NULL::int"),
-            period_start=_column(lookup.period_start, PERIOD_BOUND, "NULL::timestamptz"),
-            period_end=_column(lookup.period_end, PERIOD_BOUND, "NULL::timestamptz"),
-            in_force=_in_force(lookup),
-        )
-
-
-def _name(*parts: str) -> sql.SQL:
-    """Return a table's or column's name quoted."""
-    return _raw(sql.Identifier(*parts).as_string(None))
-
-
-def _raw(text: str) -> sql.SQL:
-    """Return SQL of the operator's own as it stands; psycopg would read a single `%` as a parameter."""
-    return sql.SQL(text.replace("%", "%%"))
-
-
-def _column(name: str | None, template: LiteralString, otherwise: LiteralString) -> sql.Composed | sql.SQL:
-    return sql.SQL(template).format(_name(name)) if name else sql.SQL(otherwise)
-
-
-def _in_force(lookup: LookupSettings) -> sql.Composed:
-    """Return the condition under which a subscription pays for usage at `page.occurred_at`."""
-    conditions: list[sql.Composable] = [sql.SQL("true")]
-    if lookup.started_at:
-        started = _name(lookup.started_at)
-        conditions.append(sql.SQL("(s.{0} <= page.occurred_at) IS NOT FALSE").format(started))
-    if lookup.ended_at:
-        conditions.append(sql.SQL("(page.occurred_at < s.{0}) IS NOT FALSE").format(_name(lookup.ended_at)))
-    elif lookup.status:
-        statuses = sql.SQL(", ").join(map(sql.Literal, LIVE_STATUSES))
-        conditions.append(sql.SQL("s.{}::text IN ({})").format(_name(lookup.status), statuses))
-    return sql.SQL(" AND ").join(conditions)
