@@ -195,7 +195,7 @@ WHERE {page_filter} AND NOT EXISTS (
 -- name: not_to_report
 -- Of the rows asked for, those that no run would look at: unknown, too old or to be, or excluded by the meter's `since`
 -- or `where`.
-SELECT asked.id FROM unnest(%(row_ids)s) AS asked (id)
+SELECT asked.id FROM unnest(%(row_ids)s::text[]) AS asked (id)
 WHERE asked.id <> ALL (
     SELECT u.{id}::text FROM {table} AS u
     WHERE u.{id}::text = ANY (%(row_ids)s)
