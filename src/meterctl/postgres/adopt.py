@@ -109,12 +109,12 @@ def plan_adoption(
         for target in targets:
             _require_no_column(connection, target, cut_over)
     with transaction(connection, read_only=True):
-        steps = {target.sql: _steps(connection, target, cut_over) for target in targets}
+        planned = [(target, _steps(connection, target, cut_over)) for target in targets]
         role = current_role(connection)
     return Adoption(
-        steps=tuple(dict.fromkeys(step for found in steps.values() for step in found)),
+        steps=tuple(dict.fromkeys(step for _, steps in planned for step in steps)),
         notes=tuple(dict.fromkeys(note for target in targets for note in _notes(target))),
-        obstacles=tuple(dict.fromkeys(line for t in targets if steps[t.sql] for line in _obstacles(t, role))),
+        obstacles=tuple(dict.fromkeys(line for t, steps in planned if steps for line in _obstacles(t, role))),
     )
 
 
