@@ -108,7 +108,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
 
 def test_everything_wrong_is_said_at_once(own: Path) -> None:
     own.write_text(OWN.replace("subject", "subjct").replace('"count"', '"cuont"').replace('"UTC"', '"UTC+1"'))
-    done = meterctl("config", "validate", own, **{"STRIPE_SECRET_KEY": "pk_test_example"})
+    done = meterctl("config", "validate", own, **SECRETS | {"STRIPE_SECRET_KEY": "pk_test_example"})
     assert (done.code, done.stdout) == (78, "")
     for line in (
         f"{own}: lookups.plan.subjct: is not a key; did you mean `subject`?",

@@ -143,6 +143,7 @@ _MESSAGES: Mapping[str, _Renderer] = {
     "int_type": _wrong_type("a whole number, without quotes"),
     "list_type": _wrong_type("a list in brackets"),
     "tuple_type": _wrong_type("a list in brackets"),
+    "dict_type": _wrong_type("a table of keys"),
     "model_type": _wrong_type("a table of keys"),
     "model_attributes_type": _wrong_type("a table of keys"),
     "greater_than_equal": _bound("least", "ge"),
