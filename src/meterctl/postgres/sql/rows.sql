@@ -73,7 +73,8 @@ judged AS (
                WHEN length(ltrim(replace(abs(value)::text, '.', ''), '0')) > %(digits_max)s
                    THEN 'local:value_too_many_digits'
                WHEN scale(value) > %(places_max)s THEN 'local:value_too_many_places'
-               WHEN EXISTS (SELECT FROM jsonb_each_text(own_payload) AS pair WHERE length(pair.value) > 100)
+               WHEN own_payload <> '{{}}'
+                    AND EXISTS (SELECT FROM jsonb_each_text(own_payload) AS pair WHERE length(pair.value) > 100)
                    THEN 'local:payload_too_long'
                WHEN identifier_taken THEN 'local:identifier_collision'
            END AS code
