@@ -20,7 +20,8 @@ from meterctl.postgres.check import require_fit
 from meterctl.postgres.connect import connect
 from meterctl.postgres.forget import find_forgettable
 from meterctl.postgres.inspection import Status, inspect_database
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.rows import PostgresRows
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.postgres.wanted import rows_meters
 from meterctl.settings import RowsMeter, Settings, load_settings
 from several_meters import run

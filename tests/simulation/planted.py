@@ -3,21 +3,25 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, LiteralString
 from unittest.mock import patch
 
 import psycopg
+from psycopg import sql
 
 from meterctl.actions import deliver, settle
+from meterctl.cli import db_recover
 from meterctl.core import model, settlement, state
 from meterctl.core.model import Claim, Outcome, OutcomeKind, SettledBy, State
 from meterctl.ports import Claimed
 from meterctl.postgres.ledger import PostgresMeterLedger
+from meterctl.postgres.recover import end_recovery
 
 Patches = Callable[[], list[Any]]
 
 _verdict = state._verdict  # noqa: SLF001 -- the very decision that is to go wrong
 _exchange = PostgresMeterLedger.exchange
+_composed = PostgresMeterLedger._composed  # noqa: SLF001 -- as above
 
 
 def _safe_window_ignored() -> list[Any]:
@@ -108,6 +112,31 @@ def _stamp_before_the_answer() -> list[Any]:
     return [patch.object(PostgresMeterLedger, "exchange", exchange)]
 
 
+def _recovery_doubts_nothing() -> list[Any]:
+    """After a restore everything open is sent as if it had never been."""
+
+    def end(connection: psycopg.Connection, **given: Any) -> int:
+        count = end_recovery(connection, **given)
+        connection.execute(
+            "UPDATE meterctl.meter_events SET state = 'pending', doubt_since = NULL, ever_in_doubt = false"
+            " WHERE state = 'in_doubt'"
+        )
+        return count
+
+    return [patch.object(db_recover, "end_recovery", end)]
+
+
+def _levels_in_any_order() -> list[Any]:
+    """An older level is sent behind a newer one."""
+
+    def composed(self: PostgresMeterLedger, text: LiteralString) -> sql.Composed:
+        if self._keeps_last:
+            self._may_be_sent = sql.SQL("true")
+        return _composed(self, text)
+
+    return [patch.object(PostgresMeterLedger, "_composed", composed)]
+
+
 DEFECTS: Mapping[str, Patches] = {
     "safe-window-ignored": _safe_window_ignored,
     "claim-not-committed": _claim_not_committed,
@@ -116,6 +145,8 @@ DEFECTS: Mapping[str, Patches] = {
     "throttling-clears-a-doubt": _throttling_clears_a_doubt,
     "key-kept-after-an-answer": _key_kept_after_an_answer,
     "one-read-believed": _one_read_believed,
+    "levels-in-any-order": _levels_in_any_order,
+    "recovery-doubts-nothing": _recovery_doubts_nothing,
 }
 
 

@@ -6,13 +6,14 @@ from simulation.planted import DEFECTS, planted
 from simulation.seeds import simulate
 
 FOUND_BY = {
-    "safe-window-ignored": (13, "billed .*, the ledger says"),
-    "claim-not-committed": (12, "billed .*, the ledger says"),
-    "stamp-before-answer": (20, "stamped, not billed"),
-    "already-exists-is-an-error": (4, "billed .*, the ledger says"),
-    "throttling-clears-a-doubt": (414, "billed .*, the ledger says"),
-    "key-kept-after-an-answer": (30, "leaves no young doubt"),
-    "one-read-believed": (2, "one_read_decides_nothing"),
+    "safe-window-ignored": (6, "billed .*, the ledger says"),
+    "claim-not-committed": (71, "billed .*, the ledger says"),
+    "stamp-before-answer": (3, "stamped, not billed"),
+    "already-exists-is-an-error": (18, "billed .*, the ledger says"),
+    "throttling-clears-a-doubt": (18, "billed .*, the ledger says"),
+    "key-kept-after-an-answer": (39, "leaves no young doubt"),
+    "one-read-believed": (0, "one_read_decides_nothing"),
+    "recovery-doubts-nothing": (13, "billed .*, the ledger says"),
 }
 
 

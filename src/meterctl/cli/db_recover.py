@@ -10,6 +10,7 @@ from typing import Any
 from meterctl.actions.collect import Collection, row_window
 from meterctl.actions.tally import Tally
 from meterctl.cli.locking import all_meters_locked
+from meterctl.cli.meter_wiring import MeterWiring
 from meterctl.cli.wiring import confirmed_for, open_database
 from meterctl.clock import Clock, SystemHostClock
 from meterctl.core.model import RESEND_LIMIT
@@ -20,7 +21,6 @@ from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection, transaction
 from meterctl.postgres.forget import require_no_report
 from meterctl.postgres.identity import ledger_identity
-from meterctl.postgres.ledger import PostgresMeterLedger
 from meterctl.postgres.recover import (
     OpenEvents,
     adopt_copy,
@@ -29,12 +29,12 @@ from meterctl.postgres.recover import (
     event_names,
     open_events,
 )
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.runs import finish_run, start_run
-from meterctl.postgres.wanted import rows_meters
+from meterctl.postgres.sources import Sources
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.render.tables import table
 from meterctl.render.values import printable
-from meterctl.settings import RowsMeter, Settings
+from meterctl.settings import GaugeMeter, Settings
 
 SCHEMA = "meterctl.db_recover/1"
 
@@ -129,31 +129,29 @@ def recover_ledger(connection: Connection, settings: Settings, clock: Clock, *, 
     begin_recovery(connection, since)
     owner = _owner(_identity(connection))
     run_id = start_run(connection, "db recover", owner, clock.now())
-    for key, meter in rows_meters(settings).items():
-        source = _source(connection, settings, key, meter, owner)
-        _collect(connection, key, meter, source, run_id, clock)
+    wiring = MeterWiring(sources=Sources(connection=connection, settings=settings, owner=owner), run_id=run_id)
+    for key in _with_usage_of_their_own(settings):
+        _collect(wiring, key, clock)
     doubt_since = since if resend else TOTALS_ONLY
     count = end_recovery(connection, doubt_since=doubt_since, begun_at=begun_at, now=clock.now())
     finish_run(connection, run_id, ExitCode.OK, {"in_doubt": count}, clock.now())
     return count
 
 
-def _collect(
-    connection: Connection, key: str, meter: RowsMeter, source: PostgresRows, run_id: int, clock: Clock
-) -> None:
+def _with_usage_of_their_own(settings: Settings) -> list[str]:
+    """Return the meters whose usage the database keeps; a level is what it is now."""
+    return [key for key, meter in settings.enabled_meters.items() if not isinstance(meter, GaugeMeter)]
+
+
+def _collect(wiring: MeterWiring, key: str, clock: Clock) -> None:
+    source = wiring.sources.of(key)
     Collection(
         source=source,
-        ledger=PostgresMeterLedger(
-            connection,
-            meter=key,
-            event_name=meter.event_name,
-            run_id=run_id,
-            stamp_rows=lambda row_ids, now: source.stamp(row_ids, now=now),
-        ),
+        ledger=wiring.ledger(key, source),
         clock=clock,
         window=row_window(clock.now(), recent=None),
         batch_size=500,
-        tally=Tally(event_name=meter.event_name),
+        tally=Tally(event_name=wiring.sources.settings.meters[key].event_name),
         may_go_on=lambda: True,
     ).run()
 
@@ -161,16 +159,13 @@ def _collect(
 def _uncollected(
     connection: Connection, settings: Settings, identity: Mapping[str, Any], now: datetime
 ) -> dict[str, int]:
-    window, owner = row_window(now, recent=None), _owner(identity)
+    sources = Sources(connection=connection, settings=settings, owner=_owner(identity))
+    window = row_window(now, recent=None)
     return {
-        meter.event_name: _source(connection, settings, key, meter, owner).backlog(window).row_count
-        for key, meter in rows_meters(settings).items()
+        settings.meters[key].event_name: backlog.row_count
+        for key in _with_usage_of_their_own(settings)
+        if (backlog := sources.of(key).backlog(window)) is not None
     }
-
-
-def _source(connection: Connection, settings: Settings, key: str, meter: RowsMeter, owner: LedgerOwner) -> PostgresRows:
-    event_names = [one.event_name for one in settings.meters.values()]
-    return PostgresRows(connection, key, meter, settings.lookups, owner, event_names=event_names)
 
 
 def _owner(identity: Mapping[str, Any]) -> LedgerOwner:

@@ -10,7 +10,7 @@ LOCAL_TIME = "timestamp without time zone"
 """The type, as PostgreSQL writes it, whose values are instants only together with a time zone."""
 
 
-def name(*parts: str) -> sql.SQL:
+def quoted(*parts: str) -> sql.SQL:
     """Return a table's or column's name quoted."""
     return raw(sql.Identifier(*parts).as_string(None))
 
@@ -38,7 +38,7 @@ def payload_of_columns(payload: Mapping[str, str]) -> sql.Composable:
     if not payload:
         return sql.SQL("'{}'::jsonb")
     pairs = sql.SQL(", ").join(
-        sql.SQL("{}, nullif(u.{}::text, '')").format(raw(sql.Literal(key).as_string(None)), name(column))
+        sql.SQL("{}, nullif(u.{}::text, '')").format(raw(sql.Literal(key).as_string(None)), quoted(column))
         for key, column in payload.items()
     )
     return sql.SQL("jsonb_strip_nulls(jsonb_build_object({}))").format(pairs)

@@ -1,14 +1,15 @@
-"""Who pays for usage: a meter's lookups become one SELECT over a CTE `page` of usage, whatever the source."""
+"""Who pays, in SQL: the configuration's lookups asked for every line of a `page`. Names are quoted here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import LiteralString
 
+import psycopg
 from psycopg import sql
 
-from meterctl.postgres.catalog import Parts, TableInfo
-from meterctl.postgres.fragments import at_zone, name, raw
+from meterctl.postgres.catalog import Parts, TableInfo, find_tables
+from meterctl.postgres.fragments import at_zone, quoted, raw
 from meterctl.postgres.queries import query
-from meterctl.settings import LookupSettings, MeterSettings
+from meterctl.settings.model import LookupSettings, PayerSettings
 
 LIVE_STATUSES = ("active", "trialing", "past_due")
 """Statuses of a subscription that pays, where its end is not mapped to a column."""
@@ -19,57 +20,93 @@ _PERIOD_BOUND: LiteralString = "CASE WHEN s.{0} BETWEEN '2000-01-01' AND '9000-0
 """A period's end, or NULL (unknown) where the application wrote infinity or a year no calendar of ours holds."""
 
 
-def payer_columns(meter: MeterSettings) -> sql.Composed:
-    """Return the columns of the usage table `u` that lead to its payers, as `page` has them: payer_0, payer_1, …."""
-    columns = (sql.SQL("u.{} AS {}").format(name(payer.column), _payer(n)) for n, payer in enumerate(meter.payers))
-    return sql.SQL(", ").join(columns)
+class PayersSql:
+    """The payers of one meter, in order. `tables` holds those of lookups whose columns may lack the zone."""
+
+    def __init__(
+        self,
+        payers: Sequence[PayerSettings],
+        lookups: Mapping[str, LookupSettings],
+        tables: Mapping[Parts, TableInfo],
+    ) -> None:
+        self._columns = [payer.column for payer in payers]
+        used = [lookups[payer.lookup] for payer in payers]
+        self._lookups = [_Lookup(lookup, tables.get(lookup.table_parts)) for lookup in used]
+
+    @classmethod
+    def of(
+        cls, connection: psycopg.Connection, payers: Sequence[PayerSettings], lookups: Mapping[str, LookupSettings]
+    ) -> "PayersSql":
+        """Return them, having asked the catalogs for what they need, within the caller's transaction."""
+        used = (lookups[payer.lookup] for payer in payers)
+        zoned = [lookup.table_parts for lookup in used if lookup.time_zone is not None]
+        return cls(payers, lookups, find_tables(connection, zoned) if zoned else {})
+
+    def columns(self) -> sql.Composed:
+        """Return the columns of the usage table `u` that lookups are asked by, as `page` names them."""
+        return sql.SQL(", ").join(
+            sql.SQL("u.{} AS {}").format(quoted(column), quoted(f"payer_{n}")) for n, column in enumerate(self._columns)
+        )
+
+    def answers(self, *, as_text: bool = False) -> sql.Composed:
+        """Return the SELECT of all lookups' answers for `page`: a UNION of one for each, in order.
+
+        `as_text`: the page has one subject, as text, whatever the lookups' columns are.
+        """
+        return sql.SQL("\n    UNION ALL\n").join(
+            lookup.answers(n, as_text=as_text) for n, lookup in enumerate(self._lookups)
+        )
+
+    def of_customers(self) -> sql.Composed:
+        """Return the SELECT of all lookups' subscriptions of the customers of `gone`."""
+        return sql.SQL("\n    UNION ALL\n").join(lookup.of_customers() for lookup in self._lookups)
 
 
-def chosen_payer(
-    meter: MeterSettings, lookups: Mapping[str, LookupSettings], tables: Mapping[Parts, TableInfo]
-) -> sql.Composed:
-    """Return the SELECT of who pays for each row of the CTE `page`: (n, subject, customer, period bounds, ambiguous).
+class _Lookup:
+    """One lookup over its table, whose columns' types are known where `table` is given."""
 
-    `tables` says of which types the lookups' columns are.
-    """
-    used = [lookups[payer.lookup] for payer in meter.payers]
-    selects = [_select(n, lookup, tables.get(lookup.table_parts)) for n, lookup in enumerate(used)]
-    return sql.SQL(query("payers", "chosen")).format(payers=sql.SQL("\n    UNION ALL\n").join(selects))
+    def __init__(self, settings: LookupSettings, table: TableInfo | None) -> None:
+        self._settings = settings
+        self._table = table
 
+    def answers(self, n: int, *, as_text: bool) -> sql.Composed:
+        settings = self._settings
+        return sql.SQL(query("payers", "payer")).format(
+            lookup=sql.Literal(n),
+            payer=quoted("payer_0" if as_text else f"payer_{n}"),
+            subject=sql.SQL("s.{}::text" if as_text else "s.{}").format(quoted(settings.subject)),
+            started=self._column(settings.started_at, _STARTED, "'-infinity'::timestamptz"),
+            tiebreak=self._column(settings.id, "s.{0}", "NULL::int"),
+            **self._common(),
+        )
 
-def _payer(n: int) -> sql.SQL:
-    return name(f"payer_{n}")
+    def of_customers(self) -> sql.Composed:
+        return sql.SQL(query("payers", "payer_of_customer")).format(**self._common())
 
+    def _common(self) -> dict[str, sql.Composable]:
+        settings = self._settings
+        return {
+            "table": quoted(*settings.table_parts),
+            "customer": quoted(settings.customer),
+            "period_start": self._column(settings.period_start, _PERIOD_BOUND, "NULL::timestamptz"),
+            "period_end": self._column(settings.period_end, _PERIOD_BOUND, "NULL::timestamptz"),
+            "in_force": self._in_force(),
+        }
 
-def _select(n: int, lookup: LookupSettings, table: TableInfo | None) -> sql.Composed:
-    def instant(column: str | None, template: LiteralString, otherwise: LiteralString) -> sql.Composed | sql.SQL:
+    def _in_force(self) -> sql.Composed:
+        """Return the condition under which a subscription pays for usage at `page.occurred_at`."""
+        settings = self._settings
+        conditions: list[sql.Composable] = [
+            self._column(settings.started_at, "(s.{0}{zone} <= page.occurred_at) IS NOT FALSE", "true"),
+            self._column(settings.ended_at, "(page.occurred_at < s.{0}{zone}) IS NOT FALSE", "true"),
+        ]
+        if settings.status and not settings.ended_at:
+            statuses = sql.SQL(", ").join(map(sql.Literal, LIVE_STATUSES))
+            conditions.append(sql.SQL("s.{}::text IN ({})").format(quoted(settings.status), statuses))
+        return sql.SQL(" AND ").join(conditions)
+
+    def _column(self, column: str | None, template: LiteralString, otherwise: LiteralString) -> sql.Composed | sql.SQL:
         if column is None:
             return sql.SQL(otherwise)
-        return sql.SQL(template).format(name(column), zone=raw(at_zone(table, column, lookup.time_zone)))
-
-    return sql.SQL(query("payers", "payer")).format(
-        lookup=sql.Literal(n),
-        payer=_payer(n),
-        table=name(*lookup.table_parts),
-        subject=name(lookup.subject),
-        customer=name(lookup.customer),
-        started=instant(lookup.started_at, _STARTED, "'-infinity'::timestamptz"),
-        tiebreak=instant(lookup.id, "s.{0}", "NULL::int"),
-        period_start=instant(lookup.period_start, _PERIOD_BOUND, "NULL::timestamptz"),
-        period_end=instant(lookup.period_end, _PERIOD_BOUND, "NULL::timestamptz"),
-        in_force=sql.SQL(" AND ").join(
-            (
-                instant(lookup.started_at, "(s.{0}{zone} <= page.occurred_at) IS NOT FALSE", "true"),
-                instant(lookup.ended_at, "(page.occurred_at < s.{0}{zone}) IS NOT FALSE", "true"),
-                _live(lookup),
-            )
-        ),
-    )
-
-
-def _live(lookup: LookupSettings) -> sql.Composed | sql.SQL:
-    """Return the condition on a subscription's status, which only counts where its end is not known."""
-    if lookup.ended_at is not None or lookup.status is None:
-        return sql.SQL("true")
-    statuses = sql.SQL(", ").join(map(sql.Literal, LIVE_STATUSES))
-    return sql.SQL("s.{}::text IN ({})").format(name(lookup.status), statuses)
+        zone = at_zone(self._table, column, self._settings.time_zone)
+        return sql.SQL(template).format(quoted(column), zone=raw(zone))

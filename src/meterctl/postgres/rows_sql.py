@@ -1,18 +1,16 @@
 """The configuration's names become SQL here: what a page of usage rows is, under which identifier each is billed."""
 
-from collections.abc import Mapping
 from typing import LiteralString
 
 from psycopg import sql
 
 from meterctl.core.identifier import Column
 from meterctl.ports import PageKey, RowWindow
-from meterctl.postgres.catalog import Parts, TableInfo
-from meterctl.postgres.fragments import at_zone, name, payload_of_columns, raw
-from meterctl.postgres.payers_sql import chosen_payer, payer_columns
+from meterctl.postgres.catalog import TableInfo
+from meterctl.postgres.fragments import at_zone, payload_of_columns, quoted, raw
+from meterctl.postgres.payers_sql import PayersSql
 from meterctl.postgres.queries import query
 from meterctl.settings.meters import RowsMeter
-from meterctl.settings.model import LookupSettings
 
 IN_WINDOW: LiteralString = (
     "u.{occurred_at}{zone} BETWEEN %(since)s AND %(until)s"
@@ -29,20 +27,14 @@ BETWEEN to leave next to no row, and would read and sort all that is unreported 
 
 
 class RowsSql:
-    """The statements of one meter over its table. Whatever comes from the configuration is quoted, but for `where`.
+    """The statements of one meter over its table. Whatever comes from the configuration is quoted, but for `where`."""
 
-    `tables` holds the meter's table, and those of its lookups where rows are to be classified.
-    """
-
-    def __init__(
-        self, meter: RowsMeter, lookups: Mapping[str, LookupSettings], tables: Mapping[Parts, TableInfo]
-    ) -> None:
+    def __init__(self, meter: RowsMeter, payers: PayersSql, table: TableInfo) -> None:
         self._meter = meter
-        self._lookups = lookups
-        self._tables = tables
-        self._table = tables[meter.table_parts]
-        self._zone = at_zone(self._table, meter.occurred_at, meter.time_zone)
-        self._stamp_zone = at_zone(self._table, meter.reported_at, meter.time_zone)
+        self._payers = payers
+        self._table = table
+        self._zone = at_zone(table, meter.occurred_at, meter.time_zone)
+        self._stamp_zone = at_zone(table, meter.reported_at, meter.time_zone)
 
     @property
     def id_type(self) -> LiteralString:
@@ -53,11 +45,11 @@ class RowsSql:
         """Return a statement with the table's and its columns' names, and further parts, put in."""
         meter = self._meter
         return sql.SQL(text).format(
-            table=name(*meter.table_parts),
-            id=name(meter.id),
+            table=quoted(*meter.table_parts),
+            id=quoted(meter.id),
             left_behind=sql.SQL(query("rows", "left_behind")),
-            occurred_at=name(meter.occurred_at),
-            reported_at=name(meter.reported_at),
+            occurred_at=quoted(meter.occurred_at),
+            reported_at=quoted(meter.reported_at),
             zone=raw(self._zone),
             stamp_zone=raw(self._stamp_zone),
             **parts,
@@ -65,15 +57,16 @@ class RowsSql:
 
     def classify(self, window: RowWindow, after: PageKey | None) -> sql.Composed:
         """Return the SELECT that says what collecting the next page of rows means."""
-        quantity = sql.SQL("u.{}::numeric").format(name(self._meter.value)) if self._meter.value else None
+        quantity = sql.SQL("u.{}::numeric").format(quoted(self._meter.value)) if self._meter.value else None
         return self.compose(
             query("rows", "classify"),
             quantity=quantity or sql.SQL("1::numeric"),
             identifier=self._identifier(),
             payload=payload_of_columns(self._meter.payload),
-            payer_columns=payer_columns(self._meter),
+            payer_columns=self._payers.columns(),
             page_filter=self.page_filter(window, after),
-            chosen=chosen_payer(self._meter, self._lookups, self._tables),
+            payers=self._payers.answers(),
+            chosen=sql.SQL(query("payers", "chosen")),
         )
 
     def _identifier(self) -> sql.Composed:
@@ -81,7 +74,7 @@ class RowsSql:
 
     def _identifier_part(self, part: str | Column) -> sql.Composable:
         if isinstance(part, Column) and part.name in self._table.columns:
-            return sql.SQL("u.{}::text").format(name(part.name))
+            return sql.SQL("u.{}::text").format(quoted(part.name))
         literal = self._meter.event_name if isinstance(part, Column) else part
         return raw(sql.Literal(literal).as_string(None))
 

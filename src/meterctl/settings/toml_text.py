@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from meterctl.settings.problems import dotted
 
-_HOUR, _MINUTE = timedelta(hours=1), timedelta(minutes=1)
+_UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
 
 
 def literal(value: object) -> str:
@@ -16,7 +16,7 @@ def literal(value: object) -> str:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, timedelta):
-        return _step(value)
+        return _span(value)
     if isinstance(value, Mapping):
         pairs = ", ".join(f"{dotted([key])} = {literal(inner)}" for key, inner in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
@@ -30,6 +30,7 @@ def _text(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in quoted)
 
 
-def _step(step: timedelta) -> str:
-    """Return a step as `types.Step` reads it; each divides a day, so whole hours or minutes do."""
-    return f'"{step // _HOUR}h"' if not step % _HOUR else f'"{step // _MINUTE}m"'
+def _span(span: timedelta) -> str:
+    """Return a length of time as the settings read it, in the largest unit that it is a whole number of."""
+    unit = next(unit for unit, size in _UNITS.items() if not span % size)
+    return f'"{span // _UNITS[unit]}{unit}"'

@@ -2,6 +2,7 @@
 -- One keyset page of usage rows, each with what collecting it means: `outcome` is pending, rejected (locally),
 -- expired or skipped (no subscription at that instant). Rows that have an event already come with its id and state.
 -- `page` is limited before anything is joined, or the planner would sort the whole remainder for every page.
+-- {payers} is a UNION of one SELECT per lookup, in order: (n, lookup, started, tiebreak, customer, period bounds).
 -- {zone} makes an instant of a value of `occurred_at` whose type lacks the zone. Rows are paged by the column's own values
 -- (`page_key`), as the index has them: they alone are in its order where clocks are set forward.
 WITH page AS MATERIALIZED (
@@ -20,6 +21,9 @@ WITH page AS MATERIALIZED (
         ORDER BY u.{occurred_at}, u.{id}
         LIMIT %(batch_size)s
     ) AS limited
+),
+payer AS (
+    {payers}
 ),
 chosen AS (
     {chosen}
