@@ -15,7 +15,10 @@ from meterctl.core.state import Transition
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageKey:
-    """Where a page of rows ended: go on behind it. Without `row_id`: before the first row that has no time."""
+    """Where a page of rows ended: go on behind it. Without `row_id`: before the first row that has no time.
+
+    `occurred_at` is what the column holds: local time where the column's type has no time zone.
+    """
 
     occurred_at: datetime | None
     row_id: str | None
@@ -23,7 +26,7 @@ class PageKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KindCount:
-    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped, held or conflict."""
+    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped, held, conflict or before_since."""
 
     outcome: str
     code: str | None

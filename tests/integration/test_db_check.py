@@ -174,7 +174,7 @@ def test_instants_without_time_zone_are_refused(connection: psycopg.Connection, 
     assert problems(connection, config) == [
         (
             'meters.x.occurred_at: "created_at" of usage_events is timestamp without time zone, which names no '
-            "instant; make it timestamp with time zone, or name a view that converts it"
+            'instant; name its zone (time_zone = "UTC", "Europe/Berlin", ...), or make it timestamp with time zone'
         ),
         (
             'lookups.owner.started_at: "started_at" of subscriptions is date, which names no instant; '

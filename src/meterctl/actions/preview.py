@@ -12,7 +12,10 @@ from meterctl.ports import KindCount, UsageSource
 
 @dataclass(kw_only=True, slots=True)
 class Plan:
-    """What one meter's report would send. `calls` is one per event; `customers` counts distinct ones."""
+    """What one meter's report would send. `calls` is one per event; `customers` counts distinct ones.
+
+    `before_since` counts unreported rows that are not the meter's, since they lie before its `since`.
+    """
 
     event_name: str
     tally: Tally
@@ -20,6 +23,7 @@ class Plan:
     units: Decimal = Decimal(0)
     customers: int = 0
     oldest: datetime | None = None
+    before_since: int = 0
     held_ids: list[str] = field(default_factory=list)
 
     def minutes(self, rate_per_s: float | None) -> float | None:
@@ -54,5 +58,7 @@ def _note(plan: Plan, kind: KindCount) -> None:
         plan.units += kind.units
         plan.customers = max(plan.customers, kind.customer_count)
         plan.oldest = min((i for i in (plan.oldest, kind.oldest) if i), default=None)
+    elif kind.outcome == "before_since":
+        plan.before_since += kind.event_count
     else:
         plan.tally.collected(kind)

@@ -27,13 +27,21 @@ def open_settings(
     quiet: bool = False,
     no_color: bool = False,
     require_database: bool = True,
+    file: "Path | None" = None,
 ) -> "Settings":
-    """Read the settings (flag > environment > file > default) and set up the logs so that no secret passes them."""
+    """Read the settings (flag > environment > file > default) and set up the logs so that no secret passes them.
+
+    `file` is read instead of the one that `-c` names.
+    """
     from meterctl.logs import configure_logs, get_logger
     from meterctl.settings import load_settings
 
-    file: Path | None = context.find_root().obj
-    settings = load_settings(config_file=file, environ=os.environ, flags=flags or {}, require_database=require_database)
+    settings = load_settings(
+        config_file=file or context.find_root().obj,
+        environ=os.environ,
+        flags=flags or {},
+        require_database=require_database,
+    )
     configure_logs(
         sys.stderr,
         level=_log_level(verbose=verbose, quiet=quiet, terminal=sys.stderr.isatty()),

@@ -145,7 +145,7 @@ def renewals(
     connection: psycopg.Connection, lookups: Sequence[LookupSettings], now: datetime, span: timedelta
 ) -> dict[int | None, int]:
     """Return how many periods end within the span, by the minute of the UTC day; None: of unknown end."""
-    text = sql.SQL(query("doctor", "renewals")).format(payers=sql.SQL("\nUNION\n").join(map(paying, lookups)))
     with transaction(connection, read_only=True):
+        text = sql.SQL(query("doctor", "renewals")).format(payers=paying(connection, lookups))
         rows = connection.execute(text, {"now": now, "until": now + span}).fetchall()
     return {None if minute is None else int(minute): count for minute, count in rows}

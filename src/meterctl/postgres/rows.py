@@ -1,7 +1,8 @@
 """Usage rows of one meter: each page of rows becomes ledger events. Its statements are made in `rows_sql`."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -13,12 +14,16 @@ from meterctl.errors import ConfigurationError
 from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow
 from meterctl.postgres.catalog import TableInfo, table_info
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.payers_sql import PayersSql
 from meterctl.postgres.plans import Plan, plan_of
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows_sql import RowsSql
 from meterctl.postgres.usage_queries import LedgerOwner, fetch_usage, kind_count, meter_parameters
 from meterctl.settings.meters import RowsMeter
 from meterctl.settings.model import LookupSettings
+
+MICROSECOND = timedelta(microseconds=1)
+"""The finest difference of two instants in PostgreSQL."""
 
 
 class PostgresRows:
@@ -44,10 +49,11 @@ class PostgresRows:
         self._owner = owner
         with transaction(connection, read_only=True):
             found = table_info(connection, meter.table_parts)
+            payers = PayersSql.of(connection, meter.payers, lookups)
         if found is None:
             raise ConfigurationError(f"meter {key}: there is no table {meter.table}", hint="run `meterctl db check`")
         self._table: TableInfo = found
-        self._sql = RowsSql(meter, lookups, found)
+        self._sql = RowsSql(meter, payers, found)
 
     def collect(
         self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime, room: int | None = None
@@ -71,7 +77,7 @@ class PostgresRows:
     def _next_key(self, page: Mapping[str, Any], after: PageKey | None, batch_size: int) -> PageKey | None:
         """Dated rows come first, then those without a date, where the column allows them."""
         if page["row_count"] == batch_size or page["is_cut"]:
-            return PageKey(occurred_at=page["last_occurred_at"], row_id=page["last_id"])
+            return PageKey(occurred_at=page["last_key"], row_id=page["last_id"])
         dated = after is None or after.occurred_at is not None
         if dated and self._table.columns[self._meter.occurred_at].nullable:
             return PageKey(occurred_at=None, row_id=None)
@@ -80,7 +86,20 @@ class PostgresRows:
     def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
         """Return what collecting and delivering everything would do, in a transaction PostgreSQL holds READ ONLY."""
         keys = [None, PageKey(occurred_at=None, row_id=None)] if self._has_undated() else [None]
-        return [kind for key in keys for kind in self._preview(window, key, doubt_horizon)]
+        kinds = [kind for key in keys for kind in self._preview(window, key, doubt_horizon)]
+        return [*kinds, *self._before_since(window)]
+
+    def _before_since(self, window: RowWindow) -> list[KindCount]:
+        """Return the unreported rows that are not this meter's for lying before its `since`: they are only counted."""
+        since = self._meter.since
+        if since is None or since <= window.since:
+            return []
+        text = self._sql.compose(query("rows", "count_uncollected"), page_filter=self._sql.page_filter(window, None))
+        bounds = {"since": window.since, "until": min(window.until, since - MICROSECOND)}
+        with transaction(self._connection, read_only=True):
+            row = self._fetch(text, self._parameters(window, None) | bounds)[0]
+        found = KindCount(outcome="before_since", code=None, event_count=row["count"], units=Decimal(0))
+        return [found] if row["count"] else []
 
     def _has_undated(self) -> bool:
         return self._table.columns[self._meter.occurred_at].nullable
@@ -167,7 +186,7 @@ class PostgresRows:
         return meter_parameters(self._key, self._meter, self._owner) | {
             "event_names": self._event_names,
             "table_name": self._meter.table,
-            "since": window.since,
+            "since": max(window.since, self._meter.since or window.since),
             "until": window.until,
             "fresh_from": window.fresh_from,
             "expired_before": window.expired_before,
