@@ -298,6 +298,33 @@ def test_a_view_of_usage_and_a_view_of_payers(world: World, tmp_path: Path) -> N
     assert stamped(world, "app.raw_usage", "id", "stripe_reported_at") == billed
 
 
+GAUGED_CONFIG = (
+    VIEWED_CONFIG.partition("[meters")[0]
+    + """
+[meters.seats]
+source = "gauge"
+table = "seats"
+payers = [{ lookup = "company", column = "user_id" }]
+"""
+)
+
+
+def test_local_times_of_a_lookup_count_for_levels_too(world: World, tmp_path: Path) -> None:
+    """A subscription that begins at ten in the evening in New York, which is three in the morning here."""
+    world.connection.execute(
+        "CREATE TABLE seats (user_id text);"
+        "CREATE VIEW who_pays AS SELECT 'ada' AS user_id, 'cus_1' AS customer, 'active' AS status,"
+        " timestamp '2026-11-20 22:00' AS since"
+    )
+    world.stripe.create_meter(event_name="seats", formula="last")
+    world.stripe.create_customer("cus_1")
+    world.insert("seats", {"user_id": "ada"})
+    settings = settings_of(world, tmp_path, GAUGED_CONFIG)
+    assert run(world, settings).totals.reported == 0
+    world.time.advance(timedelta(hours=1))
+    assert run(world, settings).totals.reported == 1
+
+
 # Local times, and the nights when clocks are changed
 
 LOCAL_CONFIG = """
