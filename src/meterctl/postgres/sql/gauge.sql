@@ -71,7 +71,8 @@ due AS (
 timed AS (
     SELECT due.customer, due.subject,
            CASE WHEN %(whole)s THEN greatest(floor(due.value), 0) ELSE trim_scale(due.value) END AS value,
-           CASE WHEN %(at)s < due.period_start THEN due.period_start ELSE due.period_end END AS period_end,
+           CASE WHEN %(at)s < due.period_start THEN due.period_start
+                WHEN %(at)s < due.period_end THEN due.period_end END AS period_end,
            CASE WHEN due.period_start > %(step_start)s AND due.period_start <= %(at)s
                 THEN date_trunc('second', due.period_start + interval '999999 microseconds')
                 ELSE %(step_start)s END AS sent_timestamp

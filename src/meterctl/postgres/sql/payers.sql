@@ -1,6 +1,6 @@
 -- name: payer
 -- One lookup's answer for the lines of `page` (n, occurred_at, payer_0, payer_1, ...): the subscriptions that were in
--- force when the usage happened.
+-- force when the usage happened. A period's end that lies before the usage is a former period's: the end is unknown then.
 SELECT page.n, {lookup} AS lookup, {started} AS started,
        rank() OVER (PARTITION BY page.n ORDER BY {tiebreak}) AS tiebreak,
        page.{payer}::text AS subject,

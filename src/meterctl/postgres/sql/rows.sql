@@ -54,7 +54,7 @@ prepared AS (
                      || encode(sha256(convert_to(page.identifier_text, 'UTF8')), 'hex') END AS identifier,
            chosen.n IS NULL AS unsubscribed, chosen.subject, chosen.customer, chosen.ambiguous,
            CASE WHEN page.occurred_at < chosen.period_start THEN chosen.period_start
-                ELSE chosen.period_end END AS period_end,
+                WHEN page.occurred_at < chosen.period_end THEN chosen.period_end END AS period_end,
            known.event_id, known.event_state, known.is_another_row
     FROM page
     LEFT JOIN chosen USING (n)
