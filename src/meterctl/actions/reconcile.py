@@ -13,20 +13,8 @@ from operator import add
 from meterctl.actions.narrowing import Narrowing
 from meterctl.actions.reading_plan import ReadingPlan, full_from
 from meterctl.clock import Clock
-from meterctl.core.reconciliation import (
-    DAY,
-    SUMMARY_LAG,
-    Cause,
-    Compared,
-    Difference,
-    Question,
-    Span,
-    SpanBooks,
-    cells,
-    compared,
-    equal_until,
-    questions,
-)
+from meterctl.core.reconciliation import SUMMARY_LAG, Cause, Compared, Difference, SpanBooks, compared, equal_until
+from meterctl.core.spans import DAY, Question, Span, cells, questions
 from meterctl.errors import MeterctlError, UnavailableError
 from meterctl.logs import get_logger
 from meterctl.ports import Comparison, GroupedTotals, KnownCustomer, ReconciliationLedger

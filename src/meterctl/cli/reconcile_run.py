@@ -11,7 +11,7 @@ from meterctl.cli.report_run import recorded_if_it_fails, rows_meter, stop_on_si
 from meterctl.cli.stripe_wiring import key_owner, summaries
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
-from meterctl.core.reconciliation import Span
+from meterctl.core.spans import Span
 from meterctl.errors import ExitCode, UsageError
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection

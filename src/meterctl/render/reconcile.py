@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from meterctl.core.reconciliation import Cause, Difference, Span
+from meterctl.core.reconciliation import Cause, Difference
+from meterctl.core.spans import Span
 from meterctl.errors import ExitCode
 from meterctl.render.tables import table
 from meterctl.render.values import iso, shown

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import stripe
 
-from meterctl.core.reconciliation import DAY, HOUR, PAGE_MAX
+from meterctl.core.spans import DAY, HOUR, PAGE_MAX
 from meterctl.errors import ConfigurationError, UnavailableError
 from meterctl.ports import GroupedReading, Reading
 from meterctl.stripe_api.asking import asked
