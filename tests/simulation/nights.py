@@ -169,7 +169,8 @@ class Simulation:
             window = Window(customer=event["customer"], minute=minute)
             ids = [one["id"] for one in doubtable(self.plain, "ai_suggestion", window)]
             self.say(f"ledger doubt {ids}")
-            put_in_doubt(self.plain, ids, "a person doubts")
+            unstamp = self.world.rows_source(self.plain).unstamp
+            put_in_doubt(self.plain, ids, "a person doubts", unstamp_rows=unstamp)
 
     def _something_happens(self) -> None:
         event = self.chance.choice(["nothing", "stamp", "end", "start"])

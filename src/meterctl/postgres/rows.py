@@ -153,6 +153,11 @@ class PostgresRows:
         )
         return cursor.rowcount
 
+    def unstamp(self, event_ids: Sequence[int]) -> int:
+        """Take off the stamps that accepted events brought, within the caller's transaction; return how many."""
+        text = self._sql.compose(query("rows", "unstamp"), id_type=sql.SQL(self._sql.id_type))
+        return self._connection.execute(text, {"event_ids": list(event_ids)}).rowcount
+
     def _fetch(self, text: sql.Composed, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         try:
             with self._connection.cursor(row_factory=dict_row) as cursor:
