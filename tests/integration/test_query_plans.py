@@ -84,6 +84,7 @@ def fill(connection: psycopg.Connection[Any]) -> None:
         FROM usage_events WHERE stripe_reported_at IS NOT NULL
         """
     )
+    connection.execute("INSERT INTO meterctl.identity (account, livemode, since) VALUES ('acct_example', false, now())")
     connection.execute("ANALYZE")
 
 

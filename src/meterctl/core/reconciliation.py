@@ -7,6 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 
+from meterctl.core.model import State
 from meterctl.core.settlement import DOUBLE_TOLERANCE, MINUTE, QUIET_MIN, SERIES_MIN, SUMS_MAX
 from meterctl.core.spans import Span
 
@@ -149,6 +150,10 @@ def compared(
     return Compared(span=span, stripe_total=stripe_total, books=books, tolerance=allowed, cause=cause, derived=derived)
 
 
+REJECTED_OR_CLOSED = (State.REJECTED, State.REPLACED, State.WAIVED, State.EXPIRED, State.SUPERSEDED)
+"""What should not be in Stripe's totals, and may have been rejected there at first."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
     """Two totals of one customer and span that are not equal, and why."""
@@ -164,23 +169,33 @@ class Difference:
     def command(self) -> str | None:
         """The command that mends it or tells more; None where only Stripe can tell."""
         of = f"--meter {_quoted(self.event_name)} --customer {_quoted(self.customer)}"
+        within = f"--since {_z(self.span.start)} --until {_z(self.span.end)}"
         settle = f"meterctl settle --meter {_quoted(self.event_name)}"
+        closed = " ".join(f"--state {state}" for state in REJECTED_OR_CLOSED)
         commands: dict[Cause, str | None] = {
             Cause.IN_DOUBT: settle,
             Cause.HELD: settle,
-            Cause.CANCELLED: f"meterctl ledger list --state cancelled {of}",
-            Cause.REJECTED_AFTERWARDS: f"meterctl ledger list --state rejected {of}",
+            Cause.CANCELLED: f"meterctl ledger list --state cancelled {of} {within}",
+            Cause.REJECTED_AFTERWARDS: f"meterctl ledger list {closed} {of} {within}",
             Cause.UNKNOWN_CUSTOMER: None,
         }
         if self.span.length == MINUTE:
             doubt = f"meterctl ledger doubt {of} --minute {_z(self.span.start)} --reason 'Stripe has less'"
             commands |= {Cause.SHORTFALL: doubt, Cause.FOREIGN_WRITER: None}
-        look_again = f"meterctl reconcile {of} --since {_z(self.span.start)} --until {_z(self.span.end)}"
-        return commands.get(self.cause, look_again)
+        return commands.get(self.cause, f"meterctl reconcile {of} {within}")
 
 
 def _quoted(word: str) -> str:
+    """Return the word as a shell wants it; what cannot be seen is spelled out, as bash and zsh read it."""
+    if not word.isprintable():
+        return "$'" + "".join(map(_spelled, word)) + "'"
     return word if re.fullmatch(r"[\w.:-]+", word) else "'" + word.replace("'", "'\\''") + "'"
+
+
+def _spelled(character: str) -> str:
+    if character in "\\'":
+        return "\\" + character
+    return character if character.isprintable() else f"\\U{ord(character):08x}"
 
 
 def _z(instant: datetime) -> str:
