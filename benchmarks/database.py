@@ -21,8 +21,9 @@ from meterctl.core.state import Transition, advance
 from meterctl.ports import ClaimRequest, PageKey
 from meterctl.postgres.connect import connect, transaction
 from meterctl.postgres.ledger import PostgresMeterLedger
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.runs import start_run
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.settings import RowsMeter, load_settings
 
 T = TypeVar("T")

@@ -9,20 +9,23 @@ from typing import Any
 
 import psycopg
 
-from meterctl.actions.report import MeterJob, Report, ReportOptions, ReportResult
+from meterctl.actions.meter_report import MeterJob, ReportOptions
+from meterctl.actions.report import Report, ReportResult
+from meterctl.cli.meter_wiring import MeterWiring
+from meterctl.cli.report_run import strays
 from meterctl.core.allowance import Allowance
 from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import SerialDispatcher
 from meterctl.ports import Dispatcher
 from meterctl.postgres.identity import claim_ledger
-from meterctl.postgres.ledger import PostgresMeterLedger, undeliverable
 from meterctl.postgres.lock import MeterLocks
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.runs import start_run
-from meterctl.settings import RowsMeter, Settings, load_settings
+from meterctl.postgres.sources import Sources
+from meterctl.postgres.usage_queries import LedgerOwner
+from meterctl.settings import Settings, load_settings
 from meterctl.stripe_api.client import stripe_client
 from meterctl.stripe_api.single import SingleEvents
-from world import World, ended_and_told, settling
+from world import World, ended_and_told, stripe_totals
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
@@ -93,9 +96,7 @@ def run(
                 stop=world.stop,
                 jitter=jitter,
                 allowance=Allowance(options.get("limit")),
-                undeliverable=lambda: undeliverable(
-                    connection, [one.event_name for one in settings.enabled_meters.values()]
-                ),
+                undeliverable=lambda: strays(connection, settings),
             )
             result = report.run(
                 {
@@ -122,21 +123,9 @@ def job(
     key: str,
     options: dict[str, Any],
 ) -> MeterJob:
-    one = settings.meters[key]
-    assert isinstance(one, RowsMeter)
-    event_names = [each.event_name for each in settings.meters.values()]
-    source = PostgresRows(connection, key, one, settings.lookups, owner, event_names=event_names)
-    ledger = PostgresMeterLedger(
-        connection,
-        meter=key,
-        event_name=one.event_name,
-        run_id=run_id,
-        stamp_rows=lambda row_ids, now: source.stamp(row_ids, now=now),
-        row_ids=options.get("row_ids", ()),
-    )
-    return MeterJob(
-        event_name=one.event_name, source=source, ledger=ledger, **settling(connection, settings, key, run_id)
-    )
+    sources = Sources(connection=connection, settings=settings, owner=owner)
+    wiring = MeterWiring(sources=sources, run_id=run_id)
+    return wiring.job(key, stripe_totals(settings, key), row_ids=options.get("row_ids", ()))
 
 
 def stamped_units(world: World) -> Any:

@@ -9,25 +9,31 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, TypedDict
+from functools import partial
+from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
 
-from meterctl.actions.report import MeterJob, Report, ReportOptions, ReportResult
+from meterctl.actions.meter_report import MeterJob, ReportOptions
+from meterctl.actions.report import Report, ReportResult
 from meterctl.actions.settle import Settlement, Settlements
+from meterctl.cli.meter_wiring import MeterWiring
+from meterctl.cli.report_run import strays
 from meterctl.clock import HostClock
 from meterctl.core.allowance import Allowance
+from meterctl.core.level import LevelRequest
 from meterctl.core.model import Claim
 from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import SerialDispatcher
-from meterctl.ports import Dispatcher, MeterEvents, StopRequest, Totals
+from meterctl.ports import Dispatcher, MeterEvents, StopRequest, Totals, UsageSource
 from meterctl.postgres.identity import claim_ledger
-from meterctl.postgres.ledger import PostgresMeterLedger, note_told, take_over, undeliverable
+from meterctl.postgres.ledger import note_told, take_over
 from meterctl.postgres.lock import MeterLocks
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.runs import finish_run, start_run
-from meterctl.postgres.settlements import PostgresSettlements
+from meterctl.postgres.sources import Sources
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.sandbox.local_stripe import LocalStripe
 from meterctl.settings import RowsMeter, Settings, load_settings
 from meterctl.stripe_api.client import stripe_client
@@ -59,11 +65,6 @@ class VirtualTime:
         self.instant += span
 
 
-class Settling(TypedDict):
-    settlements: PostgresSettlements
-    totals: Totals
-
-
 @dataclass(kw_only=True)
 class World:
     """`run()` is a night; the other methods set the scene and look at what came of it."""
@@ -88,8 +89,16 @@ class World:
         }
         return load_settings(config_file=None, environ=environ, flags=self.config)
 
-    def run(self, *, locked: bool = True, host_clock: HostClock | None = None, **options: Any) -> ReportResult:
-        """Report once, as the command does, on a database connection of its own.
+    def run(
+        self,
+        *,
+        locked: bool = True,
+        host_clock: HostClock | None = None,
+        level: LevelRequest | None = None,
+        open_too: bool = False,
+        **options: Any,
+    ) -> ReportResult:
+        """Report all enabled meters once, as the command does, on a database connection of its own.
 
         Not `locked`: on a host that takes the lock to be its own though it is not.
         """
@@ -101,6 +110,9 @@ class World:
             connection = self.wrap_connection(opened)
             claim_ledger(connection, owner, self.time.now())
             run_id = start_run(connection, "report", owner, self.time.now())
+            sources = Sources(
+                connection=connection, settings=settings, owner=owner, level=level or LevelRequest(), open_too=open_too
+            )
             with self.locks() if locked else nullcontext(Everybodys()) as locks:
                 report = Report(
                     options=ReportOptions(**options),
@@ -113,19 +125,20 @@ class World:
                     stop=self.stop,
                     jitter=lambda: 0.5,
                     allowance=Allowance(options.get("limit")),
-                    undeliverable=lambda: undeliverable(
-                        connection, [one.event_name for one in settings.enabled_meters.values()]
-                    ),
+                    undeliverable=lambda: strays(connection, settings),
                 )
-                result = report.run(
-                    {
-                        settings.meters["ai_suggestion"].event_name: lambda: self.wrap_job(
-                            self.job(settings, connection, owner, run_id)
-                        )
-                    }
-                )
+                result = report.run(self.jobs(MeterWiring(sources=sources, run_id=run_id)))
             ended_and_told(connection, settings, run_id, result, self.time.now())
             return result
+
+    def jobs(self, wiring: MeterWiring) -> dict[str, Callable[[], MeterJob]]:
+        """Event_name → how to open the meter's job, for all enabled meters."""
+        meters = wiring.sources.settings.enabled_meters
+        return {meter.event_name: partial(self._job, wiring, key) for key, meter in meters.items()}
+
+    def _job(self, wiring: MeterWiring, key: str) -> MeterJob:
+        totals = stripe_totals(wiring.sources.settings, key)
+        return self.wrap_job(wiring.job(key, self.wrap_totals(totals)))
 
     def locks(self) -> MeterLocks:
         return MeterLocks(self.database_url, run_label="test", host_clock=self.time)
@@ -136,39 +149,19 @@ class World:
             connection = self.wrap_connection(opened)
             assert locks.acquire("ai_suggestion", timeout_s=0, stopping=lambda: False)
             take_over(connection, "ai_suggestion", 0)
-            parts = self.settling(connection, self.settings(), 0)
+            settings = self.settings()
+            wiring = MeterWiring(sources=Sources(connection=connection, settings=settings))
             return Settlement(
-                ledger=parts["settlements"],
-                totals=parts["totals"],
+                ledger=wiring.settlements("ai_suggestion"),
+                totals=self.wrap_totals(stripe_totals(settings, "ai_suggestion")),
                 clock=self.time,
                 grace=timedelta(hours=1),
                 may_go_on=lambda: True,
             ).run()
 
-    def job(self, settings: Settings, connection: psycopg.Connection, owner: LedgerOwner, run_id: int) -> MeterJob:
-        meter = settings.meters["ai_suggestion"]
-        assert isinstance(meter, RowsMeter)
-        source = PostgresRows(
-            connection, "ai_suggestion", meter, settings.lookups, owner, event_names=[meter.event_name]
-        )
-        ledger = PostgresMeterLedger(
-            connection,
-            meter="ai_suggestion",
-            event_name=meter.event_name,
-            run_id=run_id,
-            stamp_rows=lambda row_ids, now: source.stamp(row_ids, now=now),
-        )
-        return MeterJob(
-            event_name=meter.event_name,
-            source=source,
-            ledger=ledger,
-            adopt_identifiers_until=meter.adopt_identifiers_until,
-            **self.settling(connection, settings, run_id),
-        )
-
-    def settling(self, connection: psycopg.Connection, settings: Settings, run_id: int) -> Settling:
-        made = settling(connection, settings, "ai_suggestion", run_id)
-        return {"settlements": made["settlements"], "totals": self.wrap_totals(made["totals"])}
+    def source(self, key: str) -> UsageSource:
+        """A meter's usage as a report reads it, on this world's own connection."""
+        return Sources(connection=self.connection, settings=self.settings()).of(key)  # type: ignore[arg-type] # only the row factory differs
 
     def rows_source(self, connection: psycopg.Connection[Any] | None = None) -> PostgresRows:
         """The usage rows as a report reads them, on this world's own connection or the one given."""
@@ -222,6 +215,16 @@ class World:
 
     def assert_exact(self) -> None:
         """I2 and I3: Stripe's total per customer is the accepted events' sum is the stamped rows' units."""
+        self.assert_accepted_is_billed()
+        bound = self.rows(
+            "SELECT coalesce(sum(u.quantity), 0) AS units, coalesce(sum(e.quantity), 0) AS ledger"
+            " FROM meterctl.meter_events e JOIN usage_events u ON u.id::text = e.source_row_id"
+            " WHERE e.state = 'accepted'"
+        )[0]
+        assert bound["units"] == bound["ledger"]
+
+    def assert_accepted_is_billed(self) -> None:
+        """I3, of meters that sum: Stripe's total per customer is the accepted events' sum."""
         accepted = {
             (row["event_name"], row["customer"]): row["total"]
             for row in self.rows(
@@ -232,25 +235,12 @@ class World:
         assert {key: total for key, total in self.stripe.totals().items() if total} == {
             key: total for key, total in accepted.items() if total
         }
-        bound = self.rows(
-            "SELECT coalesce(sum(u.quantity), 0) AS units, coalesce(sum(e.quantity), 0) AS ledger"
-            " FROM meterctl.meter_events e JOIN usage_events u ON u.id::text = e.source_row_id"
-            " WHERE e.state = 'accepted'"
-        )[0]
-        assert bound["units"] == bound["ledger"]
 
 
-def settling(connection: psycopg.Connection, settings: Settings, key: str, run_id: int) -> Settling:
-    """What a meter's job settles old doubts with."""
-    meter = settings.meters[key]
-    assert isinstance(meter, RowsMeter)
+def stripe_totals(settings: Settings, key: str) -> Totals:
+    """Stripe's totals of a meter, read without a pause."""
     client = stripe_client(settings.stripe, connections_max=1, read_timeout_s=1.0)
-    return {
-        "settlements": PostgresSettlements(
-            connection, event_name=meter.event_name, formula=meter.formula, run_id=run_id
-        ),
-        "totals": MeterSummaries(client, meter.event_name, livemode=False, pace_per_s=None),
-    }
+    return MeterSummaries(client, settings.meters[key].event_name, livemode=False, pace_per_s=None)
 
 
 def ended_and_told(

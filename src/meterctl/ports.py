@@ -59,13 +59,21 @@ class RowWindow:
     row_ids: tuple[str, ...] = ()
 
 
-class RowSource(Protocol):
-    """Usage rows of one meter."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backlog:
+    """Usage that no event stands for, that of free users and of open windows among it."""
+
+    row_count: int
+    oldest: datetime | None
+
+
+class UsageSource(Protocol):
+    """The usage of one meter: rows, a level, or what was counted."""
 
     def collect(
         self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime, room: int | None = None
     ) -> Page:
-        """Turn the next page of rows into ledger events, at most `room` of them to be sent, in one transaction."""
+        """Turn the next page of usage into ledger events, at most `room` of them to be sent, in one transaction."""
         ...
 
     def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
@@ -73,7 +81,11 @@ class RowSource(Protocol):
         ...
 
     def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:
-        """Return how many unreported rows behind the key have no event."""
+        """Return how many rows, or events to be, wait behind the key."""
+        ...
+
+    def backlog(self, window: RowWindow) -> Backlog | None:
+        """Return what no event stands for yet; None for a level."""
         ...
 
     def not_to_report(self, window: RowWindow) -> list[str]:
@@ -143,6 +155,10 @@ class MeterLedger(Protocol):
 
     def expire(self, *, expired_before: datetime) -> list[str]:
         """Expire what was never processed and is too old now; return the rows' ids."""
+        ...
+
+    def supersede(self) -> int:
+        """Give up what a newer level of its period has made worthless; return how many events."""
         ...
 
     def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:

@@ -117,7 +117,7 @@ def test_marks_that_cannot_be_read_are_told_and_stop_nothing(shell: Shell) -> No
             connection.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
             connection.execute(
                 f"GRANT USAGE ON SCHEMA meterctl TO {role};"
-                f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA meterctl, public TO {role}"
+                f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA meterctl, public TO {role}"
             )
         job = Shell(database_url=as_role(shell.database_url, role), stripe=shell.stripe, home=shell.home)
         first, second = job.run("report-usage"), job.run("report-usage")

@@ -191,17 +191,6 @@ def test_another_accounts_ledger_is_78_before_the_first_write(shell: Shell) -> N
     assert shell.sql("SELECT count(*) FROM meterctl.meter_events")[0][0] == 0
 
 
-def test_gauges_and_counters_are_refused_for_now(shell: Shell, tmp_path: Path) -> None:
-    config = tmp_path / "meterctl.toml"
-    config.write_text(
-        '[meters.active_sensors]\nsource = "gauge"\ntable = "sensors"\n'
-        'payers = [{ lookup = "organization", column = "organization_id" }]\n'
-    )
-    done = shell.run("-c", str(config), "report")
-    assert done.code == 78
-    assert f"{config}: meters.active_sensors.source" in done.stderr
-
-
 def test_everything_wrong_with_the_tables_is_said_at_once(shell: Shell, tmp_path: Path) -> None:
     config = tmp_path / "meterctl.toml"
     config.write_text(

@@ -20,7 +20,7 @@ from meterctl.dispatch import SerialDispatcher, ThreadedDispatcher
 from meterctl.errors import ExitCode
 from meterctl.postgres.identity import claim_ledger
 from meterctl.postgres.lock import MeterLocks
-from meterctl.postgres.rows import LedgerOwner
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.sandbox.local_stripe import Fault, FaultKind, LocalStripe
 from meterctl.stripe_api.client import stripe_client
 from meterctl.stripe_api.single import SingleEvents

@@ -7,9 +7,9 @@ from typing import Any
 
 import psycopg
 
-from meterctl.actions.report import MeterJob
+from meterctl.actions.meter_report import MeterJob
 from meterctl.ports import ClaimRequest, Page
-from meterctl.postgres.rows import LedgerOwner
+from meterctl.postgres.usage_queries import LedgerOwner
 from several_meters import DAY, HOUR, Opened, job, run
 from world import World
 

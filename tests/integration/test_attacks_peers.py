@@ -5,12 +5,12 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-from meterctl.actions.report import MeterJob, ReportResult
+from meterctl.actions.meter_report import MeterJob
 from meterctl.core.model import MeterEvent, Outcome
 from meterctl.errors import MeterctlError, UnavailableError
 from meterctl.postgres.connect import connect, transaction
@@ -18,6 +18,9 @@ from meterctl.postgres.ledger import PostgresMeterLedger
 from meterctl.sandbox.local_stripe import Fault, FaultKind
 from several_meters import DAY, HOUR, configured, meter, run, stamped_units
 from world import World
+
+if TYPE_CHECKING:
+    from meterctl.actions.report import ReportResult
 
 
 def test_a_customer_that_always_fails_does_not_keep_other_meters_waiting(world: World, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from meterctl.cli.db_recover import adopt_ledger
 from meterctl.errors import ConfigurationError
 from meterctl.postgres import identity
 from meterctl.postgres.identity import Marks, claim_ledger
-from meterctl.postgres.rows import LedgerOwner
+from meterctl.postgres.usage_queries import LedgerOwner
+from metered_devices import GAUGE, open_devices, organisation, record
 from world import World
 
 MINUTE = timedelta(minutes=1)
@@ -108,6 +109,18 @@ def test_a_copy_sends_nothing_that_its_original_will(world: World) -> None:
     world.usage("ada", 7)
     world.run()
     assert world.stripe_total() == 7
+
+
+def test_a_copy_sends_nothing_of_an_hour_that_has_not_ended(database_url: str) -> None:
+    with open_devices(database_url) as world:
+        world.config |= {f"meters.{GAUGE}.enabled": False}
+        organisation(world, "acme")
+        world.run()
+        record(world, "acme", 5)
+        assert adopt(world) == 1
+        world.time.advance(2 * HOUR)
+        world.run()
+        assert (world.states(), world.stripe_total()) == (["waived"], 0)
 
 
 def test_an_adoption_that_died_is_done_again(world: World) -> None:

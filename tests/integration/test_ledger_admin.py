@@ -8,7 +8,8 @@ import pytest
 
 from meterctl.errors import ExitCode
 from meterctl.postgres.ledger_admin import Retried, retry, waive
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.rows import PostgresRows
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.settings import RowsMeter
 from world import World
 

@@ -12,7 +12,8 @@ import pytest
 from meterctl.errors import UnavailableError
 from meterctl.postgres.ledger_admin import Retried, judge, retry, waive
 from meterctl.postgres.ledger_events import ID_MAX, Selection, chains, select, select_groups, unknown_ids
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.rows import PostgresRows
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.settings import RowsMeter
 from world import World
 

@@ -8,15 +8,18 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from meterctl.actions.report import Report, ReportOptions, ReportResult
+from meterctl.actions.meter_report import ReportOptions
+from meterctl.actions.report import Report, ReportResult
+from meterctl.cli.meter_wiring import MeterWiring
 from meterctl.clock import SystemHostClock
 from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import ThreadedDispatcher
 from meterctl.ports import Dispatcher, StopRequest
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.identity import claim_ledger
-from meterctl.postgres.rows import LedgerOwner
 from meterctl.postgres.runs import start_run
+from meterctl.postgres.sources import Sources
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.sandbox.local_stripe import FaultKind, RandomFaults
 from meterctl.stripe_api.client import stripe_client
 from meterctl.stripe_api.single import SingleEvents
@@ -67,7 +70,8 @@ def one_run(world: World) -> ReportResult:
             jitter=lambda: 0.0,
             undeliverable=lambda: (),
         )
-        return report.run({"ai_suggestion": lambda: world.job(settings, connection, owner, run_id)})
+        sources = Sources(connection=connection, settings=settings, owner=owner)
+        return report.run(world.jobs(MeterWiring(sources=sources, run_id=run_id)))
 
 
 @pytest.mark.parametrize("faults", [False, True])

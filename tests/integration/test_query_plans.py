@@ -18,8 +18,9 @@ from meterctl.ports import ClaimRequest, PageKey
 from meterctl.postgres.connect import connect
 from meterctl.postgres.ledger import PostgresMeterLedger
 from meterctl.postgres.reconciliations import PostgresReconciliations
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.summary import meter_figures
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.settings import RowsMeter, load_settings
 
 HISTORY_ROWS = 20_000

@@ -11,8 +11,9 @@ from meterctl.actions.collect import row_window
 from meterctl.core.model import RESEND_LIMIT
 from meterctl.core.settlement import UNDECIDED_MAX
 from meterctl.postgres.queries import query
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.summary import MeterFigures, last_good_run, latest_runs, ledger_problems, meter_figures
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.settings import RowsMeter
 from world import World
 

@@ -19,8 +19,9 @@ from meterctl.core.model import RESEND_LIMIT
 from meterctl.core.settlement import Window
 from meterctl.errors import ConfigurationError, MeterctlError
 from meterctl.postgres.ledger_admin import retry, waive
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.settlements import assume, doubtable, put_in_doubt
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.sandbox.local_stripe import FaultKind, RandomFaults
 from meterctl.settings import RowsMeter
 from simulation.mortal import Fate, Killed, MortalConnection, MortalEvents

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from meterctl.actions.tally import Tally
 from meterctl.clock import Clock
 from meterctl.core.model import PAST_LIMIT
-from meterctl.ports import MeterLedger, Page, PageKey, RowSource, RowWindow
+from meterctl.ports import MeterLedger, Page, PageKey, RowWindow, UsageSource
 
 LOOK_BACK = PAST_LIMIT - timedelta(hours=1)
 """Rows younger than this are collected: the hour is for the time a run may take to send them."""
@@ -32,7 +32,7 @@ def row_window(now: datetime, *, recent: timedelta | None, row_ids: tuple[str, .
 class Collection:
     """One meter's collecting. `room` is how many more events the run may take in (None: any number)."""
 
-    source: RowSource
+    source: UsageSource
     ledger: MeterLedger
     clock: Clock
     window: RowWindow

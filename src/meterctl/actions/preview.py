@@ -7,7 +7,7 @@ from decimal import Decimal
 from meterctl.actions.collect import row_window
 from meterctl.actions.tally import Tally
 from meterctl.core.model import RESEND_LIMIT
-from meterctl.ports import KindCount, RowSource
+from meterctl.ports import KindCount, UsageSource
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class Plan:
 
 def preview(
     event_name: str,
-    source: RowSource,
+    source: UsageSource,
     now: datetime,
     *,
     recent: timedelta | None,
@@ -54,8 +54,5 @@ def _note(plan: Plan, kind: KindCount) -> None:
         plan.units += kind.units
         plan.customers = max(plan.customers, kind.customer_count)
         plan.oldest = min((i for i in (plan.oldest, kind.oldest) if i), default=None)
-    elif kind.outcome == "held":
-        plan.tally.held += kind.event_count
-        plan.tally.problem("held", kind.sample_ids, count=kind.event_count)
     else:
         plan.tally.collected(kind)

@@ -17,6 +17,8 @@ HINTS = {
     "not_permitted": "check the key's permissions; the events stay due",
     "meter_unavailable": "create or reactivate the meter in Stripe; the events stay due",
     "row_reused": "the ledger has an event of another instant under this row's id: give the row an unused id",
+    "fell_to_zero": "more than half of all levels fell to 0 at once, so none of these was sent; if it is true: "
+    "`meterctl report-sensors --accept-zeros`",
     "unknown_meter": "no enabled meter has this event_name: restore it in the configuration; its events stay due",
 }
 """Problem → what to do next; other rejections are mended at their cause and retried."""
@@ -68,6 +70,9 @@ class Tally:
             self.skipped += kind.event_count
         elif kind.outcome == "expired":
             self.expired += kind.event_count
+            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
+        elif kind.outcome == "held":
+            self.held += kind.event_count
             self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
         elif kind.outcome in {"rejected", "conflict"}:
             self.rejected += kind.event_count

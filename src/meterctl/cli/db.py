@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Prepare the database, and check that it is ready.", no_args_is_help=True)
 
 Print = Annotated[bool, typer.Option("--print", help="Print the SQL for a DBA; change nothing.")]
-Table = Annotated[str | None, typer.Argument(help="Only this table; else those of all enabled rows meters.")]
+Table = Annotated[str | None, typer.Argument(help="Only this table; else those of all enabled meters.")]
 CutOver = Annotated[
     str | None,
     typer.Option(
@@ -93,23 +93,30 @@ def adopt(
     print_sql: Print = False,
     yes: Yes = False,
 ) -> None:
-    """Give usage tables the column that meterctl stamps and the index it searches by; shows, then asks."""
+    """Prepare tables: the column that is stamped and its index, the trigger that counts; shows, then asks."""
     from meterctl.cli.wiring import confirmed, open_settings
     from meterctl.postgres.adopt import plan_adoption
     from meterctl.postgres.adopting import carry_out, require_rights
     from meterctl.postgres.connect import connect
-    from meterctl.postgres.wanted import meters_of_table, rows_meters
+    from meterctl.postgres.counting import plan_counting
+    from meterctl.postgres.wanted import adoptable_meters, meters_of_table
+    from meterctl.settings import CounterMeter, RowsMeter
 
     since = instant(cut_over) if cut_over is not None else None
     settings = open_settings(context)
-    meters = meters_of_table(settings, table) if table is not None else rows_meters(settings)
+    meters = meters_of_table(settings, table) if table is not None else adoptable_meters(settings)
     if not meters:
-        raise ConfigurationError("no meter of rows is enabled", hint="enable one under [meters.…] in the configuration")
+        raise ConfigurationError(
+            "no meter with a table to adopt is enabled", hint="enable one under [meters.…] in the configuration"
+        )
+    rows = {key: meter for key, meter in meters.items() if isinstance(meter, RowsMeter)}
+    counters = {key: meter for key, meter in meters.items() if isinstance(meter, CounterMeter)}
     conninfo = settings.database_url.get_secret_value()
     with connect(conninfo) as connection:
 
         def plan() -> "Adoption":
-            return plan_adoption(connection, settings, meters, cut_over=since)
+            counting = plan_counting(connection, settings, counters)
+            return plan_adoption(connection, settings, rows, cut_over=since) + counting
 
         adoption = plan()
         _show(adoption)

@@ -10,6 +10,7 @@ from typing import Any
 from meterctl.actions.collect import Collection, row_window
 from meterctl.actions.tally import Tally
 from meterctl.cli.locking import all_meters_locked
+from meterctl.cli.meter_wiring import MeterWiring
 from meterctl.cli.wiring import confirmed_for, open_database
 from meterctl.clock import Clock, SystemHostClock
 from meterctl.core.model import RESEND_LIMIT
@@ -21,7 +22,6 @@ from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection, transaction
 from meterctl.postgres.forget import require_no_report
 from meterctl.postgres.identity import ledger_identity
-from meterctl.postgres.ledger import PostgresMeterLedger
 from meterctl.postgres.recover import (
     OpenEvents,
     adopt_copy,
@@ -31,12 +31,12 @@ from meterctl.postgres.recover import (
     open_events,
     require_right_to_adopt,
 )
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.runs import finish_run, start_run
-from meterctl.postgres.wanted import rows_meters
+from meterctl.postgres.sources import Sources
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.render.tables import table
 from meterctl.render.values import printable
-from meterctl.settings import RowsMeter, Settings
+from meterctl.settings import GaugeMeter, Settings
 
 SCHEMA = "meterctl.db_recover/1"
 
@@ -131,7 +131,7 @@ def recover_ledger(connection: Connection, settings: Settings, clock: Clock, *, 
     From its beginning to its end no report sends anything; what dies in between is run again.
     """
     begin_recovery(connection, since)
-    run_id = _collect_all(connection, settings, clock, command="db recover")
+    run_id = _collect_all(connection, settings, clock, "db recover")
     doubt_since = since if resend else TOTALS_ONLY
     count = end_recovery(connection, doubt_since=doubt_since, now=clock.now())
     finish_run(connection, run_id, ExitCode.OK, {"in_doubt": count}, clock.now())
@@ -139,21 +139,26 @@ def recover_ledger(connection: Connection, settings: Settings, clock: Clock, *, 
 
 
 def adopt_ledger(connection: Connection, settings: Settings, clock: Clock) -> int:
-    """Collect all rows, for the original bills them, then close all events; return how many. As above."""
-    run_id = _collect_all(connection, settings, clock, command="db adopt-copy")
+    """Collect all usage, for the original bills it, then close all events; return how many. As above."""
+    run_id = _collect_all(connection, settings, clock, "db adopt-copy", open_too=True)
     count = adopt_copy(connection, "a copy: the original bills it")
     finish_run(connection, run_id, ExitCode.OK, {"closed": count}, clock.now())
     return count
 
 
-def _collect_all(connection: Connection, settings: Settings, clock: Clock, *, command: str) -> int:
-    """Give an event to every row that may have been billed; return the id of the run that this began."""
+def _collect_all(
+    connection: Connection, settings: Settings, clock: Clock, command: str, *, open_too: bool = False
+) -> int:
+    """Give an event to all usage that may have been billed; return the id of the run that this began.
+
+    `open_too`: also to that of hours which have not ended.
+    """
     owner = _owner(_identity(connection))
-    run_id = start_run(connection, command, owner, clock.now())
-    for key, meter in rows_meters(settings).items():
-        source = _source(connection, settings, key, meter, owner)
-        _collect(connection, key, meter, source, run_id, clock)
-    return run_id
+    sources = Sources(connection=connection, settings=settings, owner=owner, open_too=open_too)
+    wiring = MeterWiring(sources=sources, run_id=start_run(connection, command, owner, clock.now()))
+    for key in _with_usage_of_their_own(settings):
+        _collect(wiring, key, clock)
+    return wiring.run_id
 
 
 def _window(now: datetime) -> RowWindow:
@@ -162,22 +167,20 @@ def _window(now: datetime) -> RowWindow:
     return replace(window, fresh_from=window.expired_before)
 
 
-def _collect(
-    connection: Connection, key: str, meter: RowsMeter, source: PostgresRows, run_id: int, clock: Clock
-) -> None:
+def _with_usage_of_their_own(settings: Settings) -> list[str]:
+    """Return the meters whose usage the database keeps; a level is what it is now."""
+    return [key for key, meter in settings.enabled_meters.items() if not isinstance(meter, GaugeMeter)]
+
+
+def _collect(wiring: MeterWiring, key: str, clock: Clock) -> None:
+    source = wiring.sources.of(key)
     Collection(
         source=source,
-        ledger=PostgresMeterLedger(
-            connection,
-            meter=key,
-            event_name=meter.event_name,
-            run_id=run_id,
-            stamp_rows=lambda row_ids, now: source.stamp(row_ids, now=now),
-        ),
+        ledger=wiring.ledger(key, source),
         clock=clock,
         window=_window(clock.now()),
         batch_size=500,
-        tally=Tally(event_name=meter.event_name),
+        tally=Tally(event_name=wiring.sources.settings.meters[key].event_name),
         may_go_on=lambda: True,
     ).run()
 
@@ -185,16 +188,13 @@ def _collect(
 def _uncollected(
     connection: Connection, settings: Settings, identity: Mapping[str, Any], now: datetime
 ) -> dict[str, int]:
-    window, owner = _window(now), _owner(identity)
+    sources = Sources(connection=connection, settings=settings, owner=_owner(identity))
+    window = _window(now)
     return {
-        meter.event_name: _source(connection, settings, key, meter, owner).backlog(window).row_count
-        for key, meter in rows_meters(settings).items()
+        settings.meters[key].event_name: backlog.row_count
+        for key in _with_usage_of_their_own(settings)
+        if (backlog := sources.of(key).backlog(window)) is not None
     }
-
-
-def _source(connection: Connection, settings: Settings, key: str, meter: RowsMeter, owner: LedgerOwner) -> PostgresRows:
-    event_names = [one.event_name for one in settings.meters.values()]
-    return PostgresRows(connection, key, meter, settings.lookups, owner, event_names=event_names)
 
 
 def _owner(identity: Mapping[str, Any]) -> LedgerOwner:

@@ -12,11 +12,11 @@ from meterctl.core.state import IDENTIFIER_TAKEN
 from meterctl.errors import ConfigurationError, InputError, MeterctlError
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection
-from meterctl.postgres.ledger_admin import BATCH_SIZE_MAX, Retried, judge, retry, waive
+from meterctl.postgres.ledger_admin import BATCH_SIZE_MAX, Rereading, Retried, judge, retry, waive
 from meterctl.postgres.ledger_events import Selection, select_groups, unknown_ids
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.sources import Sources
 from meterctl.render.ledger import Change, show_change, show_plan
-from meterctl.settings import RowsMeter, Settings
+from meterctl.settings import Settings
 
 TAKES = {"retry": ("rejected",), "waive": ("rejected", "expired")}
 """Command → the states it may leave."""
@@ -124,7 +124,7 @@ def _waiving(connection: Connection, asked: Asked) -> _Act:
     return act
 
 
-def _retrying(connection: Connection, sources: Mapping[str, PostgresRows], settings: Settings, asked: Asked) -> _Act:
+def _retrying(connection: Connection, sources: Mapping[str, Rereading], settings: Settings, asked: Asked) -> _Act:
     clock = PostgresClock(connection, SystemHostClock())
 
     def act(group: EventGroup, ids: Sequence[int]) -> Retried:
@@ -137,23 +137,23 @@ def _retrying(connection: Connection, sources: Mapping[str, PostgresRows], setti
     return act
 
 
-def _sources(connection: Connection, settings: Settings, groups: Sequence[EventGroup]) -> dict[str, PostgresRows]:
-    """Return the events' meters as sources of rows; looked up before anything is shown, so that all of it can be done.
+def _sources(connection: Connection, settings: Settings, groups: Sequence[EventGroup]) -> dict[str, Rereading]:
+    """Return the sources of the events' meters; looked up before anything is shown, so that all of it can be done.
 
     Raises ConfigurationError for a meter that is not configured any more, or that no report would deliver.
     """
-    sources = {}
-    nobody = LedgerOwner(account="", livemode=False)  # retried events keep the account and mode of the first
+    found: dict[str, Rereading] = {}
+    sources = Sources(connection=connection, settings=settings)  # retried events keep the account and mode of the first
     for key in sorted({group.meter for group in groups}):
         meter = settings.meters.get(key)
-        if not isinstance(meter, RowsMeter) or not meter.enabled:
+        if meter is None or not meter.enabled:
             why = "is disabled" if meter is not None else "is not configured any more"
             raise ConfigurationError(
-                f"meter {key} {why}: its rows cannot be read anew, and no report would deliver its events",
+                f"meter {key} {why}: its usage cannot be read anew, and no report would deliver its events",
                 hint=f"restore or enable [meters.{key}], or `meterctl ledger waive` its events",
             )
-        sources[key] = PostgresRows(connection, key, meter, settings.lookups, nobody)
-    return sources
+        found[key] = sources.of(key)
+    return found
 
 
 def _in_batches(groups: Sequence[EventGroup], act: _Act) -> Retried:

@@ -12,9 +12,9 @@ from meterctl.core.settlement import Window
 from meterctl.core.value import formatted
 from meterctl.errors import ExitCode, UsageError
 from meterctl.postgres.connect import Connection
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
+from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.settlements import doubtable, put_in_doubt
-from meterctl.postgres.wanted import rows_meters
+from meterctl.postgres.sources import Sources
 from meterctl.render.ledger import SCHEMA
 from meterctl.render.values import printable
 from meterctl.settings import Settings
@@ -53,9 +53,12 @@ def doubt_events(settings: Settings, asked: Asked) -> ExitCode:
 
 
 def _doubted(connection: Connection, settings: Settings, key: str, ids: Sequence[int], reason: str) -> list[int]:
-    nobody = LedgerOwner(account="", livemode=False)  # nothing is collected
-    rows = PostgresRows(connection, key, rows_meters(settings)[key], settings.lookups, nobody)
-    return put_in_doubt(connection, ids, reason, unstamp_rows=rows.unstamp)
+    source = Sources(connection=connection, settings=settings).of(key)
+
+    def unstamp(event_ids: Sequence[int]) -> int:
+        return source.unstamp(event_ids) if isinstance(source, PostgresRows) else 0
+
+    return put_in_doubt(connection, ids, reason, unstamp_rows=unstamp)
 
 
 def _say(text: str) -> None:

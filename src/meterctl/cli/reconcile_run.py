@@ -7,7 +7,7 @@ from datetime import datetime
 from meterctl.actions.reading_plan import ReadingPlan, default_span, reading_plan
 from meterctl.actions.reconcile import MeterSide, Reconciliation
 from meterctl.cli.report import meters_called
-from meterctl.cli.report_run import recorded_if_it_fails, rows_meter, stop_on_signals
+from meterctl.cli.report_run import recorded_if_it_fails, stop_on_signals
 from meterctl.cli.stripe_wiring import key_owner, summaries
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
@@ -39,7 +39,7 @@ class Asked:
 
 def compare_with_stripe(settings: Settings, asked: Asked) -> ExitCode:
     """Show the cost, compare, keep and show what was found."""
-    keys = meters_called(settings, asked.meters)
+    keys = _comparable(settings, asked.meters)
     with open_database(settings) as connection, stop_on_signals() as stop:
         clock = PostgresClock(connection, SystemHostClock())
         span = _span(asked, clock.now())
@@ -64,6 +64,18 @@ def compare_with_stripe(settings: Settings, asked: Asked) -> ExitCode:
     return document.exit_code
 
 
+def _comparable(settings: Settings, names: tuple[str, ...]) -> list[str]:
+    """Return the meters asked for; of a meter that bills its last value no total can be compared."""
+    keys = meters_called(settings, names)
+    levels = [key for key in keys if settings.meters[key].formula == "last"]
+    if levels and names:
+        raise UsageError(
+            f"{', '.join(levels)} bills the last level only, of which there is no total to compare",
+            hint="leave it out; `meterctl ledger list` shows what was accepted",
+        )
+    return [key for key in keys if key not in levels]
+
+
 def _span(asked: Asked, now: datetime) -> Span:
     """Return what to compare. Raises UsageError unless it is whole minutes of the past."""
     usual = default_span(now)
@@ -83,7 +95,7 @@ def _span(asked: Asked, now: datetime) -> Span:
 def _sides(
     connection: Connection, client: StripeClient, settings: Settings, keys: Sequence[str], run_id: int
 ) -> list[MeterSide]:
-    meters = [rows_meter(settings, key) for key in keys]
+    meters = [settings.meters[key] for key in keys]
     return [
         MeterSide(
             event_name=meter.event_name,

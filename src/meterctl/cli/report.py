@@ -1,109 +1,101 @@
-"""`report` and `report-usage`: the nightly job."""
+"""`report`, `report-usage`, `report-sensors` and `report-readings`: what cron runs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterctl.cli.options import DryRun, Json, Live, Meters, NoColor, Quiet, Verbose, duration
+from meterctl.cli.options import instant
+from meterctl.cli.run_options import Asked, RunOptions, report_options, with_run_options
+from meterctl.core.level import LevelRequest
 from meterctl.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
-    from meterctl.actions.report import ReportOptions
+    from decimal import Decimal
+
     from meterctl.settings import Settings
 
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Deliver at most so many events.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, max=10_000, help="Rows collected in one transaction.")]
-MaxDuration = Annotated[str, typer.Option("--max-duration", help="Stop starting work after this time (90s, 15m, 3h).")]
-LockTimeout = Annotated[str, typer.Option("--lock-timeout", help="How long to wait for another run (0, 15m).")]
 Recent = Annotated[str | None, typer.Option("--recent", help="Only usage this young (2d), for frequent runs.")]
 Rows = Annotated[list[str] | None, typer.Option("--row", help="Only the usage row with this id; may be repeated.")]
-JobRetries = Annotated[
-    int,
-    typer.Option(
-        "--job-retries", min=0, max=10, help="Run the job again while Stripe, PostgreSQL or the lock is away."
-    ),
+At = Annotated[
+    str | None,
+    typer.Option("--at", help="Report the levels for this instant of the last 35 days.", metavar="INSTANT"),
 ]
-JobRetryDelay = Annotated[int, typer.Option("--job-retry-delay", min=0, help="Seconds before the first; doubles.")]
-RequireStripe = Annotated[bool, typer.Option("--require-stripe", help="Fail (78) if no Stripe key is configured.")]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """The command line of a report, parsed."""
-
-    command: str
-    options: "ReportOptions"
-    meters: tuple[str, ...]
-    dry_run: bool
-    as_json: bool
-    quiet: bool
-    verbose: bool
-    no_color: bool
-    live: bool
-    require_stripe: bool
-    job_retries: int
-    job_retry_delay: timedelta
+Subject = Annotated[
+    str | None, typer.Option("--subject", help="Only this subject's customer, with the level of --value.", metavar="ID")
+]
+Value = Annotated[str | None, typer.Option("--value", help="The subject's level, instead of what its table says.")]
+Force = Annotated[bool, typer.Option("--force", help="With --at: even behind a newer level of the same period.")]
+AcceptZeros = Annotated[
+    bool, typer.Option("--accept-zeros", help="Send the zeros even if more than half of all levels fall to 0 at once.")
+]
+IncludeOpenWindow = Annotated[
+    bool, typer.Option("--include-open-window", help="Also what was recorded in the hour that is not over.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command("report", help="Report all enabled meters: settle, collect, deliver.")(_command("report"))
-    app.command("report-usage", help="Report the meters whose usage is rows, each billed once.")(
-        _command("report-usage")
+    for name, command in {
+        "report": report,
+        "report-usage": report_usage,
+        "report-sensors": report_sensors,
+        "report-readings": report_readings,
+    }.items():
+        app.command(name)(command)
+
+
+@with_run_options
+def report(context: typer.Context, run: RunOptions, *, row: Rows = None, recent: Recent = None) -> None:
+    """Report all enabled meters: settle, collect, deliver."""
+    options = report_options(run, recent=recent, rows=row)
+    raise typer.Exit(_report(context, Asked(command="report", options=options, run=run)))
+
+
+@with_run_options
+def report_usage(context: typer.Context, run: RunOptions, *, row: Rows = None, recent: Recent = None) -> None:
+    """Report the meters whose usage is rows, each billed once."""
+    options = report_options(run, recent=recent, rows=row)
+    raise typer.Exit(_report(context, Asked(command="report-usage", options=options, run=run, source="rows")))
+
+
+@with_run_options
+def report_sensors(
+    context: typer.Context,
+    run: RunOptions,
+    *,
+    at: At = None,
+    subject: Subject = None,
+    value: Value = None,
+    force: Force = False,
+    accept_zeros: AcceptZeros = False,
+) -> None:
+    """Report levels: one for each customer and step, zero included; the same step again is the same event."""
+    level = LevelRequest(
+        at=instant(at) if at else None,
+        subject=subject,
+        level=_level(subject, value),
+        insisted=force,
+        accept_zeros=accept_zeros,
     )
+    options = report_options(run)
+    asked = Asked(command="report-sensors", options=options, run=run, source="gauge", level=level)
+    raise typer.Exit(_report(context, asked))
 
 
-def _command(name: str) -> Callable[..., None]:
-    def report(  # noqa: PLR0913 -- one parameter for each option; Typer's way
-        context: typer.Context,
-        *,
-        dry_run: DryRun = False,
-        meter: Meters = None,
-        row: Rows = None,
-        limit: Limit = None,
-        batch_size: BatchSize = 500,
-        max_duration: MaxDuration = "3h",
-        lock_timeout: LockTimeout = "0",
-        recent: Recent = None,
-        job_retries: JobRetries = 0,
-        job_retry_delay: JobRetryDelay = 60,
-        require_stripe: RequireStripe = False,
-        live: Live = False,
-        as_json: Json = False,
-        quiet: Quiet = False,
-        verbose: Verbose = False,
-        no_color: NoColor = False,
-    ) -> None:
-        from meterctl.actions.report import ReportOptions
+def _level(subject: str | None, value: str | None) -> "Decimal | None":
+    from meterctl.core.value import level
 
-        options = ReportOptions(
-            batch_size=batch_size,
-            limit=limit,
-            max_duration=duration(max_duration),
-            lock_timeout_s=duration(lock_timeout).total_seconds(),
-            recent=duration(recent) if recent is not None else None,
-            row_ids=tuple(row or ()),
-        )
-        asked = Asked(
-            command=name,
-            options=options,
-            meters=tuple(meter or ()),
-            dry_run=dry_run,
-            as_json=as_json,
-            quiet=quiet,
-            verbose=verbose,
-            no_color=no_color,
-            live=live,
-            require_stripe=require_stripe,
-            job_retries=job_retries,
-            job_retry_delay=timedelta(seconds=job_retry_delay),
-        )
-        raise typer.Exit(_report(context, asked))
+    if (subject is None) != (value is None):
+        raise UsageError("--subject and --value belong together", hint="say whose level it is, and what it is")
+    return level(value) if value is not None else None
 
-    return report
+
+@with_run_options
+def report_readings(context: typer.Context, run: RunOptions, *, include_open_window: IncludeOpenWindow = False) -> None:
+    """Report recorded volumes: one event for each subject and closed hour, cut where a billing period ends."""
+    options = report_options(run)
+    asked = Asked(command="report-readings", options=options, run=run, source="counter", open_too=include_open_window)
+    raise typer.Exit(_report(context, asked))
 
 
 def _report(context: typer.Context, asked: Asked) -> int:
@@ -112,16 +104,17 @@ def _report(context: typer.Context, asked: Asked) -> int:
     from meterctl.cli.wiring import open_settings
     from meterctl.core.allowance import Allowance
 
-    flags = {"stripe.mode": "live"} if asked.live else {}
-    settings = open_settings(context, flags=flags, verbose=asked.verbose, quiet=asked.quiet, no_color=asked.no_color)
+    run = asked.run
+    flags = {"stripe.mode": "live"} if run.live else {}
+    settings = open_settings(context, flags=flags, verbose=run.verbose, quiet=run.quiet, no_color=run.no_color)
     keys = chosen_meters(settings, asked)
-    guard_mode(settings, require_stripe=asked.require_stripe)
+    guard_mode(settings, require_stripe=run.require_stripe)
     configured = settings.stripe.api_key is not None
-    if asked.dry_run or not configured:
+    if run.dry_run or not configured:
         return dry_run(settings, keys, asked, unsent=not configured)
     job = Job(allowance=Allowance(asked.options.limit))
     document = with_job_retries(
-        lambda: real_run(settings, keys, asked, job), retries=asked.job_retries, delay=asked.job_retry_delay
+        lambda: real_run(settings, keys, asked, job), retries=run.job_retries, delay=asked.job_retry_delay
     )
     tell(document, settings, asked)
     return document.exit_code
@@ -129,9 +122,21 @@ def _report(context: typer.Context, asked: Asked) -> int:
 
 def chosen_meters(settings: "Settings", asked: Asked) -> list[str]:
     """Return the configuration keys of the meters to report. Raises ConfigurationError or UsageError naming the key."""
-    if asked.command == "report-usage" and not asked.meters:
-        return _reportable(settings, [key for key, meter in settings.enabled_meters.items() if meter.source == "rows"])
-    return meters_called(settings, asked.meters)
+    keys = meters_called(settings, asked.meters)
+    if asked.source is None:
+        return keys
+    others = [key for key in keys if settings.meters[key].source != asked.source]
+    if others and asked.meters:
+        raise UsageError(
+            f'{asked.command} is for meters of source = "{asked.source}", which {", ".join(others)} is not',
+            hint="`meterctl report --meter …` takes any",
+        )
+    if len(others) == len(keys):
+        raise ConfigurationError(
+            f'no meter of source = "{asked.source}" is enabled',
+            hint="enable one under [meters.…] in the configuration",
+        )
+    return [key for key in keys if key not in others]
 
 
 def meters_called(settings: "Settings", names: tuple[str, ...]) -> list[str]:
@@ -143,21 +148,9 @@ def meters_called(settings: "Settings", names: tuple[str, ...]) -> list[str]:
         raise UsageError(
             f"no enabled meter is called {', '.join(unknown)}", hint=f"enabled: {', '.join(enabled) or 'none'}"
         )
-    return _reportable(settings, [by_name[name] for name in names] or list(enabled))
-
-
-def _reportable(settings: "Settings", keys: list[str]) -> list[str]:
-    refused = tuple(
-        f'{settings.where(f"meters.{key}.source")}: "{settings.meters[key].source}" meters cannot be reported yet; '
-        "set enabled = false"
-        for key in keys
-        if settings.meters[key].source != "rows"
-    )
-    if refused:
-        raise ConfigurationError("the configuration asks for what this version cannot do", problems=refused)
-    if not keys:
+    if not enabled:
         raise ConfigurationError("no meter is enabled", hint="enable one under [meters.…] in the configuration")
-    return list(dict.fromkeys(keys))
+    return list(dict.fromkeys(by_name[name] for name in names)) or list(enabled)
 
 
 def guard_mode(settings: "Settings", *, require_stripe: bool) -> None:

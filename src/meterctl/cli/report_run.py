@@ -10,33 +10,35 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from meterctl.actions.meter_report import MeterJob
 from meterctl.actions.preview import preview
-from meterctl.actions.report import MeterJob, Report
+from meterctl.actions.report import Report
 from meterctl.actions.tally import Tally, summed, together
+from meterctl.cli.meter_wiring import MeterWiring
 from meterctl.cli.stripe_wiring import CONNECTIONS_MAX, dispatchers, key_owner, rate_per_s, summaries
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
 from meterctl.core.allowance import Allowance
 from meterctl.errors import ExitCode, MeterctlError
 from meterctl.logs import get_logger
-from meterctl.ports import StopRequest
+from meterctl.ports import StopRequest, Undeliverable
 from meterctl.postgres.check import require_fit
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection
+from meterctl.postgres.counter import unknown_usage
 from meterctl.postgres.identity import claim_ledger, require_owner
-from meterctl.postgres.ledger import PostgresMeterLedger, note_told, undeliverable
+from meterctl.postgres.ledger import note_told, undeliverable
 from meterctl.postgres.lock import MeterLocks
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
 from meterctl.postgres.runs import finish_run, run_label, start_run
-from meterctl.postgres.settlements import PostgresSettlements
+from meterctl.postgres.sources import Sources
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.render.progress import delivery_progress
 from meterctl.render.report import ReportDocument, show_plan, show_report
-from meterctl.settings.meters import RowsMeter
 from meterctl.stripe_api.client import StripeClient, stripe_client
 
 if TYPE_CHECKING:
-    from meterctl.cli.report import Asked
-    from meterctl.settings import MeterSettings, Settings
+    from meterctl.cli.run_options import Asked
+    from meterctl.settings import Settings
 
 log = get_logger()
 
@@ -48,17 +50,11 @@ def dry_run(settings: "Settings", keys: Sequence[str], asked: "Asked", *, unsent
         require_fit(connection, settings, keys)
         now = PostgresClock(connection, SystemHostClock()).now()
         owner = LedgerOwner(account="", livemode=settings.stripe.mode == "live")
+        sources = _sources(connection, settings, owner, asked)
         plans = [
             preview(
-                rows_meter(settings, key).event_name,
-                PostgresRows(
-                    connection,
-                    key,
-                    rows_meter(settings, key),
-                    settings.lookups,
-                    owner,
-                    event_names=_event_names(settings.meters),
-                ),
+                settings.meters[key].event_name,
+                sources.of(key),
                 now,
                 recent=asked.options.recent,
                 row_ids=asked.options.row_ids,
@@ -78,7 +74,7 @@ def dry_run(settings: "Settings", keys: Sequence[str], asked: "Asked", *, unsent
         tallies=[plan.tally for plan in plans],
         totals=summed(plan.tally for plan in plans),
     )
-    show_plan(document, plans, rate_per_s=rate_per_s(settings), as_json=asked.as_json, quiet=asked.quiet)
+    show_plan(document, plans, rate_per_s=rate_per_s(settings), as_json=asked.run.as_json, quiet=asked.run.quiet)
     return ExitCode.OK
 
 
@@ -114,21 +110,18 @@ def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked", job: Job
                 locks=locks,
                 dispatcher=dispatchers(client, settings, host_clock),
                 stop=stop,
-                undeliverable=lambda: undeliverable(connection, _event_names(settings.enabled_meters)),
+                undeliverable=lambda: strays(connection, settings),
                 allowance=job.allowance,
             )
             job.attempts.append(report.result.tallies)
             with (
                 recorded_if_it_fails(connection, run_id, clock),
-                delivery_progress(wanted=not asked.quiet) as report.progress,
+                delivery_progress(wanted=not asked.run.quiet) as report.progress,
             ):
                 jobs = _Jobs(
-                    connection=connection,
+                    wiring=MeterWiring(sources=_sources(connection, settings, owner, asked), run_id=run_id),
                     client=client,
-                    settings=settings,
-                    owner=owner,
                     clock=clock,
-                    run_id=run_id,
                     row_ids=asked.options.row_ids,
                 )
                 result = report.run(jobs.of(keys))
@@ -158,65 +151,38 @@ def recorded_if_it_fails(connection: Connection, run_id: int, clock: PostgresClo
         raise
 
 
+def _sources(connection: Connection, settings: "Settings", owner: LedgerOwner, asked: "Asked") -> Sources:
+    return Sources(connection=connection, settings=settings, owner=owner, level=asked.level, open_too=asked.open_too)
+
+
+def strays(connection: Connection, settings: "Settings") -> list[Undeliverable]:
+    """Return the open events and the recorded usage that no enabled meter would send."""
+    counters = [key for key, meter in settings.enabled_meters.items() if meter.source == "counter"]
+    return [
+        *undeliverable(connection, [meter.event_name for meter in settings.enabled_meters.values()]),
+        *unknown_usage(connection, counters),
+    ]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Jobs:
     """Opens each meter's part of the run, under its lock."""
 
-    connection: Connection
+    wiring: MeterWiring
     client: StripeClient
-    settings: "Settings"
-    owner: LedgerOwner
     clock: PostgresClock
-    run_id: int
     row_ids: tuple[str, ...]
 
     def of(self, keys: Sequence[str]) -> Mapping[str, Callable[[], MeterJob]]:
         """Return event_name → how to open its job."""
-        return {rows_meter(self.settings, key).event_name: partial(self._job, key) for key in keys}
+        return {self.wiring.sources.settings.meters[key].event_name: partial(self._job, key) for key in keys}
 
     def _job(self, key: str) -> MeterJob:
         # Again, now that the meter is locked: `db forget-test` may have made the ledger nobody's while we waited.
-        claim_ledger(self.connection, self.owner, self.clock.now())
-        meter = rows_meter(self.settings, key)
-        source = PostgresRows(
-            self.connection,
-            key,
-            meter,
-            self.settings.lookups,
-            self.owner,
-            event_names=_event_names(self.settings.meters),
-        )
-        return MeterJob(
-            event_name=meter.event_name,
-            source=source,
-            ledger=PostgresMeterLedger(
-                self.connection,
-                meter=key,
-                event_name=meter.event_name,
-                run_id=self.run_id,
-                stamp_rows=lambda row_ids, now: source.stamp(row_ids, now=now),
-                row_ids=self.row_ids,
-            ),
-            settlements=settlement_ledger(self.connection, meter, self.run_id),
-            totals=summaries(self.client, self.settings, meter.event_name),
-            adopt_identifiers_until=meter.adopt_identifiers_until,
-        )
-
-
-def settlement_ledger(connection: Connection, meter: RowsMeter, run_id: int) -> PostgresSettlements:
-    """Return the old doubts of a meter."""
-    return PostgresSettlements(connection, event_name=meter.event_name, formula=meter.formula, run_id=run_id)
-
-
-def _event_names(meters: "Mapping[str, MeterSettings]") -> list[str]:
-    return [meter.event_name for meter in meters.values()]
-
-
-def rows_meter(settings: "Settings", key: str) -> RowsMeter:
-    """Return the meter, which `chosen_meters` has found to be of rows."""
-    meter = settings.meters[key]
-    assert isinstance(meter, RowsMeter)  # noqa: S101 -- chosen_meters refuses the others
-    return meter
+        sources = self.wiring.sources
+        claim_ledger(sources.connection, sources.owner, self.clock.now())
+        totals = summaries(self.client, sources.settings, sources.settings.meters[key].event_name)
+        return self.wiring.job(key, totals, row_ids=self.row_ids)
 
 
 @contextmanager
@@ -239,7 +205,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 def tell(document: ReportDocument, settings: "Settings", asked: "Asked") -> None:
     """Print the run's result and write its one canonical log line. From then on its problems are no news."""
-    show_report(document, as_json=asked.as_json, quiet=asked.quiet, colour=not asked.no_color)
+    show_report(document, as_json=asked.run.as_json, quiet=asked.run.quiet, colour=not asked.run.no_color)
     # On a terminal the table has said it; elsewhere a run that did not go well is logged even under -q.
     level = log.info if document.exit_code == ExitCode.OK or sys.stderr.isatty() else log.error
     level(
@@ -255,7 +221,7 @@ def tell(document: ReportDocument, settings: "Settings", asked: "Asked") -> None
 
 def _note_told(run_id: int, tallies: Sequence[Tally], settings: "Settings") -> None:
     """Where the database is away, the next run says it again."""
-    event_names = {tally.event_name for tally in tallies}
-    meters = [key for key, meter in settings.meters.items() if meter.event_name in event_names]
+    told = {tally.event_name for tally in tallies}
+    meters = [key for key, meter in settings.meters.items() if meter.event_name in told]
     with suppress(MeterctlError), open_database(settings) as connection:
-        note_told(connection, run_id, meters=meters, event_names=list(event_names))
+        note_told(connection, run_id, meters=meters, event_names=list(told))

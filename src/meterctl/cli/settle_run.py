@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from meterctl.actions.settle import Settlement
+from meterctl.cli.meter_wiring import MeterWiring
 from meterctl.cli.report import meters_called
-from meterctl.cli.report_run import recorded_if_it_fails, rows_meter, settlement_ledger, stop_on_signals
+from meterctl.cli.report_run import recorded_if_it_fails, stop_on_signals
 from meterctl.cli.stripe_wiring import key_owner, summaries
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
@@ -16,9 +17,10 @@ from meterctl.postgres.connect import Connection
 from meterctl.postgres.identity import claim_ledger, require_owner
 from meterctl.postgres.ledger import take_over
 from meterctl.postgres.lock import MeterLocks
-from meterctl.postgres.rows import LedgerOwner
 from meterctl.postgres.runs import finish_run, run_label, start_run
 from meterctl.postgres.settlements import held_events
+from meterctl.postgres.sources import Sources
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.render.settle import HELD_SHOWN_MAX, MeterSettled, SettleDocument, show_reads, show_settled
 from meterctl.settings import Settings
 from meterctl.stripe_api.client import StripeClient, stripe_client
@@ -72,10 +74,8 @@ def settle_by_totals(settings: Settings, asked: Asked) -> ExitCode:
 def _count_reads(
     connection: Connection, settings: Settings, keys: list[str], clock: PostgresClock, asked: Asked
 ) -> ExitCode:
-    meters = [rows_meter(settings, key) for key in keys]
-    counts = {
-        meter.event_name: len(settlement_ledger(connection, meter, run_id=0).windows(clock.now())) for meter in meters
-    }
+    wiring = MeterWiring(sources=Sources(connection=connection, settings=settings))
+    counts = {settings.meters[key].event_name: len(wiring.settlements(key).windows(clock.now())) for key in keys}
     show_reads(counts, as_json=asked.as_json)
     return ExitCode.OK
 
@@ -99,14 +99,13 @@ class _Run:
 
     def settled(self, key: str) -> MeterSettled:
         """Settle one meter; what keeps it from being settled is told, and the other meters go on."""
-        meter = rows_meter(self.settings, key)
-        name, timeout_s = meter.event_name, self.asked.lock_timeout_s
+        name, timeout_s = self.settings.meters[key].event_name, self.asked.lock_timeout_s
         if not self.locks.acquire(name, timeout_s=timeout_s, stopping=lambda: self.stop.requested):
             note = f"locked by {self.locks.holder(name)}"
             return MeterSettled(event_name=name, code=ExitCode.LOCKED, note=note)
         take_over(self.connection, name, self.run_id)
         settlement = Settlement(
-            ledger=settlement_ledger(self.connection, meter, self.run_id),
+            ledger=self._wiring.settlements(key),
             totals=summaries(self.client, self.settings, name),
             clock=self.clock,
             grace=timedelta(hours=self.settings.stripe.invoice_grace_h),
@@ -118,6 +117,11 @@ class _Run:
         except MeterctlError as error:
             return MeterSettled(event_name=name, result=settlement.result, code=error.exit_code, note=error.message)
         return MeterSettled(event_name=name, result=settlement.result)
+
+    @property
+    def _wiring(self) -> MeterWiring:
+        sources = Sources(connection=self.connection, settings=self.settings, owner=self.owner)
+        return MeterWiring(sources=sources, run_id=self.run_id)
 
     def _may_go_on(self) -> bool:
         self.locks.keep()

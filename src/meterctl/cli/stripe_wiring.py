@@ -10,7 +10,7 @@ from meterctl.core.pacing import TokenBucket
 from meterctl.dispatch import ThreadedDispatcher
 from meterctl.errors import ConfigurationError, UnavailableError
 from meterctl.ports import Dispatcher
-from meterctl.postgres.rows import LedgerOwner
+from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.stripe_api.account import answered_livemode, key_account
 from meterctl.stripe_api.client import StripeClient
 from meterctl.stripe_api.single import SingleEvents

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterctl.core.model import Problem
+    from meterctl.ports import Backlog
     from meterctl.postgres.connect import Connection
-    from meterctl.postgres.rows import Backlog
     from meterctl.postgres.summary import LedgerProblem, MeterFigures, Run
     from meterctl.settings import Settings
 
@@ -118,20 +118,14 @@ def _unreported(
 ) -> "dict[str, Backlog]":
     from meterctl.actions.collect import row_window
     from meterctl.postgres.check import require_fit
-    from meterctl.postgres.rows import LedgerOwner, PostgresRows
-    from meterctl.settings import RowsMeter
+    from meterctl.postgres.sources import Sources
 
-    meters = {
-        key: meter
-        for key, meter in settings.enabled_meters.items()
-        if isinstance(meter, RowsMeter) and (not only or meter.event_name in only)
-    }
-    require_fit(connection, settings, list(meters))
-    nobody, window = LedgerOwner(account="", livemode=False), row_window(now, recent=None)
-    return {
-        meter.event_name: PostgresRows(connection, key, meter, settings.lookups, nobody).backlog(window)
-        for key, meter in meters.items()
-    }
+    meters = settings.enabled_meters
+    keys = [key for key, meter in meters.items() if not only or meter.event_name in only]
+    require_fit(connection, settings, keys)
+    sources, window = Sources(connection=connection, settings=settings), row_window(now, recent=None)
+    found = {meters[key].event_name: sources.of(key).backlog(window) for key in keys}
+    return {name: backlog for name, backlog in found.items() if backlog is not None}
 
 
 def _problems(

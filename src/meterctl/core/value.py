@@ -1,6 +1,8 @@
 """Why a row cannot be sent: the local problems, in the words an operator reads."""
 
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
+
+from meterctl.errors import UsageError
 
 DIGITS_MAX = 15
 """Most digits of a value (Stripe changelog 2026-04-22.dahlia, "billing meter event values validation")."""
@@ -33,3 +35,20 @@ def formatted(value: Decimal) -> str:
     """Given a finite value, return it without an exponent and without trailing zeros: what Stripe accepts."""
     text = format(value, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def level(text: str) -> Decimal:
+    """Given a level as a person writes it, return it. Raises UsageError for what Stripe would not take."""
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        raise UsageError(f"{text!r} is no number", hint="write it like 12 or 0.5") from None
+    if not value.is_finite() or value < 0:
+        raise UsageError(f"{text!r} is no level", hint="a level is 0 or more")
+    digits = formatted(value).replace(".", "").lstrip("0")
+    if len(digits) > DIGITS_MAX or len(formatted(value).partition(".")[2]) > PLACES_MAX:
+        raise UsageError(
+            f"{text!r} is longer than Stripe takes",
+            hint=f"at most {DIGITS_MAX} digits, {PLACES_MAX} of them decimal places",
+        )
+    return value

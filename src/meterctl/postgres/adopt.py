@@ -60,6 +60,14 @@ class Adoption:
     notes: tuple[str, ...] = ()
     obstacles: tuple[str, ...] = ()
 
+    def __add__(self, other: "Adoption") -> "Adoption":
+        """Return both, one after the other."""
+        return Adoption(
+            steps=self.steps + other.steps,
+            notes=self.notes + other.notes,
+            obstacles=tuple(dict.fromkeys(self.obstacles + other.obstacles)),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Target:

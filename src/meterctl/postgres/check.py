@@ -20,9 +20,9 @@ from meterctl.postgres.connect import transaction
 from meterctl.postgres.migrate import ledger_grants
 from meterctl.postgres.misfits import LEDGER, Misfit, missing_table, table_misfits
 from meterctl.postgres.queries import query
-from meterctl.postgres.rows import LedgerOwner, PostgresRows
-from meterctl.postgres.wanted import WantedTable, rows_meters, wanted_of_lookup, wanted_of_meter
-from meterctl.settings import RowsMeter, Settings
+from meterctl.postgres.sources import Sources
+from meterctl.postgres.wanted import WantedTable, wanted_of_lookup, wanted_of_meter
+from meterctl.settings import CounterMeter, MeterSettings, Settings
 from meterctl.settings.problems import dotted
 
 _COMPARABLE = (
@@ -34,7 +34,6 @@ _COMPARABLE = (
 
 _SOME_INSTANT = datetime(2000, 1, 1, tzinfo=UTC)
 _NO_ROWS = RowWindow(since=_SOME_INSTANT, until=_SOME_INSTANT, fresh_from=_SOME_INSTANT, expired_before=_SOME_INSTANT)
-_NOBODY = LedgerOwner(account="", livemode=False)
 
 
 def require_fit(connection: psycopg.Connection, settings: Settings, keys: Sequence[str] | None = None) -> None:
@@ -51,7 +50,7 @@ def require_fit(connection: psycopg.Connection, settings: Settings, keys: Sequen
 def configuration_problems(
     connection: psycopg.Connection, settings: Settings, *, keys: Sequence[str] | None = None
 ) -> tuple[str, ...]:
-    """Return, a line each, all in the database that does not fit the enabled `rows` meters, or those of `keys`."""
+    """Return, a line each, all in the database that does not fit the enabled meters, or those of `keys`."""
     return tuple(misfit.line for misfit in misfits(connection, settings, keys))
 
 
@@ -59,7 +58,7 @@ def misfits(
     connection: psycopg.Connection, settings: Settings, keys: Sequence[str] | None = None
 ) -> tuple[Misfit, ...]:
     """Return the same with what `db check` needs to know besides the line."""
-    meters = rows_meters(settings, keys)
+    meters = {key: meter for key, meter in settings.enabled_meters.items() if keys is None or key in keys}
     with transaction(connection, read_only=True):
         view = _View.of(connection, settings, meters)
         found = [*view.ledger_misfits(), *view.table_misfits(), *view.payer_misfits(), *view.condition_misfits()]
@@ -75,7 +74,7 @@ class _View:
 
     connection: psycopg.Connection
     settings: Settings
-    meters: Mapping[str, RowsMeter]
+    meters: Mapping[str, MeterSettings]
     usage: Mapping[str, WantedTable]
     lookups: Mapping[str, WantedTable]
     tables: Mapping[Parts, TableInfo]
@@ -84,8 +83,9 @@ class _View:
     has_ledger: bool
 
     @classmethod
-    def of(cls, connection: psycopg.Connection, settings: Settings, meters: Mapping[str, RowsMeter]) -> "_View":
-        usage = {key: wanted_of_meter(key, meter) for key, meter in meters.items()}
+    def of(cls, connection: psycopg.Connection, settings: Settings, meters: Mapping[str, MeterSettings]) -> "_View":
+        read = {key: meter for key, meter in meters.items() if not isinstance(meter, CounterMeter)}
+        usage = {key: wanted_of_meter(key, meter) for key, meter in read.items()}
         names = dict.fromkeys(payer.lookup for meter in meters.values() for payer in meter.payers)
         lookups = {name: wanted_of_lookup(name, settings.lookups[name]) for name in names}
         ledger = fetch(connection, query("catalog", "ledger_privileges"))
@@ -104,7 +104,7 @@ class _View:
 
     def sections(self, key: str) -> set[str]:
         """Return the sections of the configuration that a meter depends on."""
-        return {self.usage[key].section, *(self.lookups[p.lookup].section for p in self.meters[key].payers)}
+        return {dotted(("meters", key)), *(self.lookups[p.lookup].section for p in self.meters[key].payers)}
 
     def ledger_misfits(self) -> Iterator[Misfit]:
         if self.ledger_lacks:
@@ -128,20 +128,20 @@ class _View:
 
     def payer_misfits(self) -> Iterator[Misfit]:
         """Yield the payers whose column cannot be compared with the lookup's subject."""
-        for key, meter in self.meters.items():
-            for position, payer in enumerate(meter.payers):
+        for key, wanted in self.usage.items():
+            for position, payer in enumerate(self.meters[key].payers):
                 lookup = self.settings.lookups[payer.lookup]
-                used = self._column(self.usage[key], payer.column)
+                used = self._column(wanted, payer.column)
                 subject = self._column(self.lookups[payer.lookup], lookup.subject)
                 if used is None or subject is None or self._comparable(used.base_type, subject.base_type):
                     continue
-                where = self.settings.where(f"{self.usage[key].section}.payers[{position}].column")
+                where = self.settings.where(f"{wanted.section}.payers[{position}].column")
                 what = (
-                    f'"{payer.column}" of {meter.table} is {used.type}, "{lookup.subject}" of {lookup.table} '
+                    f'"{payer.column}" of {wanted.name} is {used.type}, "{lookup.subject}" of {lookup.table} '
                     f"({dotted(('lookups', payer.lookup))}.subject) is {subject.type}, and PostgreSQL cannot compare "
                     f"them; name a view of {lookup.table} with {lookup.subject}::{used.type} instead"
                 )
-                yield Misfit(section=self.usage[key].section, line=f"{where}: {what}")
+                yield Misfit(section=wanted.section, line=f"{where}: {what}")
 
     def _column(self, wanted: WantedTable, name: str) -> ColumnInfo | None:
         table = self.tables.get(wanted.parts)
@@ -157,24 +157,26 @@ class _View:
 
     def condition_misfits(self) -> Iterator[Misfit]:
         """Yield each `where` that PostgreSQL refuses, tried apart from the rest so that it is told with the rest."""
-        for key, meter in self.meters.items():
-            wanted, table = self.usage[key], self.tables.get(self.usage[key].parts)
-            if meter.where is None or table is None:
+        for key, wanted in self.usage.items():
+            meter, table = self.meters[key], self.tables.get(wanted.parts)
+            if isinstance(meter, CounterMeter) or meter.where is None or table is None:
                 continue
             own = sql.SQL(meter.where)  # the operator's own SQL, which is to be tried
             try_it = sql.SQL("EXPLAIN SELECT FROM {} AS u WHERE (\n{}\n)").format(sql.Identifier(*wanted.parts), own)
             error = self._refusal(partial(self.connection.execute, try_it))
             if error is not None:
-                yield self._refused(wanted, "where", error, table)
+                yield self._refused(wanted.section, "where", error, table)
 
     def plan_misfits(self, key: str) -> Iterator[Misfit]:
         """Yield what PostgreSQL says against the statement that collects, which nothing above foresaw."""
-        wanted = self.usage[key]
-        rows = PostgresRows(self.connection, key, self.meters[key], self.settings.lookups, _NOBODY)
+        source = Sources(connection=self.connection, settings=self.settings).of(key)
         with transaction(self.connection, read_only=True):
-            error = self._refusal(lambda: rows.explain(_NO_ROWS))
+            error = self._refusal(lambda: source.explain(_NO_ROWS))
         if error is not None:
-            yield self._refused(wanted, "table", error, self.tables[wanted.parts])
+            yield self._refused(dotted(("meters", key)), "table", error, self._table(key))
+
+    def _table(self, key: str) -> TableInfo | None:
+        return self.tables.get(self.usage[key].parts) if key in self.usage else None
 
     def _refusal(self, attempt: Callable[[], object]) -> psycopg.Error | None:
         """Return PostgreSQL's answer if it refuses the statement, and leave the transaction whole."""
@@ -187,11 +189,11 @@ class _View:
             return error
         return None
 
-    def _refused(self, wanted: WantedTable, field: str, error: psycopg.Error, table: TableInfo) -> Misfit:
+    def _refused(self, section: str, field: str, error: psycopg.Error, table: TableInfo | None) -> Misfit:
         hint = f" ({error.diag.message_hint.rstrip('.')})" if error.diag.message_hint else ""
         said = (error.diag.message_primary or str(error)).splitlines()[0]
-        line = f"{self.settings.where(f'{wanted.section}.{field}')}: PostgreSQL refuses it: {said}{hint}"
+        line = f"{self.settings.where(f'{section}.{field}')}: PostgreSQL refuses it: {said}{hint}"
         if isinstance(error, pg.InsufficientPrivilege):
-            grant = f"; GRANT SELECT ON {table.quoted} TO {self.role};" if table.name in said else ""
-            return Misfit(section=wanted.section, line=line + grant, privilege=True)
-        return Misfit(section=wanted.section, line=line)
+            grant = f"; GRANT SELECT ON {table.quoted} TO {self.role};" if table and table.name in said else ""
+            return Misfit(section=section, line=line + grant, privilege=True)
+        return Misfit(section=section, line=line)

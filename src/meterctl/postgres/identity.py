@@ -13,7 +13,7 @@ from meterctl.logs import get_logger
 from meterctl.postgres.catalog import fetch
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.queries import query
-from meterctl.postgres.rows import LedgerOwner
+from meterctl.postgres.usage_queries import LedgerOwner
 
 UNREADABLE = (pg.InsufficientPrivilege, pg.FeatureNotSupported, pg.UndefinedFunction, pg.ObjectNotInPrerequisiteState)
 """How a server, a managed one perhaps or a standby, says that a mark cannot be read."""

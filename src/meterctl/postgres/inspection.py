@@ -10,6 +10,7 @@ from meterctl.errors import NotPermittedError
 from meterctl.postgres.catalog import TableInfo, find_tables
 from meterctl.postgres.check import misfits
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.counting import uncounted
 from meterctl.postgres.identity import read_marks
 from meterctl.postgres.indexes import (
     INDEXABLE,
@@ -22,7 +23,7 @@ from meterctl.postgres.indexes import (
 from meterctl.postgres.migrate import schema_problem
 from meterctl.postgres.misfits import LEDGER
 from meterctl.postgres.wanted import rows_meters, wanted_of_lookup, wanted_of_meter
-from meterctl.settings import RowsMeter, Settings
+from meterctl.settings import CounterMeter, RowsMeter, Settings
 from meterctl.settings.problems import dotted
 
 VERSION_MIN = 14
@@ -57,7 +58,8 @@ def inspect_database(connection: psycopg.Connection, settings: Settings) -> list
         *_schema(connection),
         *_fit(connection, settings),
         *_tables(connection, settings),
-        *_other_sources(settings),
+        *_counting(connection, settings),
+        *_no_meter(settings),
     ]
 
 
@@ -98,8 +100,8 @@ def _fit(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding
     found = misfits(connection, settings)
     yield from (Finding(status=Status.FAIL, message=m.line, privilege=m.privilege) for m in found)
     faulty = {misfit.section for misfit in found}
-    meters = rows_meters(settings)
-    wanted = [wanted_of_meter(key, meter) for key, meter in meters.items()]
+    meters = settings.enabled_meters
+    wanted = [wanted_of_meter(key, one) for key, one in meters.items() if not isinstance(one, CounterMeter)]
     names = dict.fromkeys(payer.lookup for meter in meters.values() for payer in meter.payers)
     wanted += [wanted_of_lookup(name, settings.lookups[name]) for name in names]
     for one in wanted:
@@ -141,11 +143,19 @@ def _table(connection: psycopg.Connection, where: str, meter: RowsMeter, table: 
         yield Finding(status=Status.WARN, message=message)
 
 
-def _other_sources(settings: Settings) -> Iterator[Finding]:
+def _counting(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
     for key, meter in settings.enabled_meters.items():
-        if not isinstance(meter, RowsMeter):
-            where = settings.where(dotted(("meters", key, "source")))
-            message = f'{where}: "{meter.source}" meters cannot be reported yet; set enabled = false'
-            yield Finding(status=Status.WARN, message=message)
-    if not rows_meters(settings):
-        yield Finding(status=Status.WARN, message=f"{settings.where('meters')}: no meter of rows is enabled")
+        if not isinstance(meter, CounterMeter) or meter.table is None:
+            continue
+        where = settings.where(dotted(("meters", key)))
+        with transaction(connection, read_only=True):
+            lacking = uncounted(connection, key, meter)
+        for line in lacking:
+            yield Finding(status=Status.FAIL, message=f"{where}: {line}; meterctl db adopt {meter.table}")
+        if not lacking:
+            yield Finding(status=Status.OK, message=f"{where}: what is inserted into {meter.table} is counted")
+
+
+def _no_meter(settings: Settings) -> Iterator[Finding]:
+    if not settings.enabled_meters:
+        yield Finding(status=Status.WARN, message=f"{settings.where('meters')}: no meter is enabled")

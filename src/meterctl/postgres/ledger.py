@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import errors as pg
@@ -20,6 +20,8 @@ from meterctl.postgres.queries import query
 
 Stamp = Callable[[Sequence[str]], int]
 
+LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
+
 TEXT_LENGTH_MAX = 1_000
 """Characters of an answer's text that the ledger keeps for each event."""
 
@@ -33,7 +35,10 @@ log = get_logger()
 
 
 class PostgresMeterLedger:
-    """`MeterLedger` on PostgreSQL. `stamp_rows` marks usage rows within the transaction it is called in."""
+    """`MeterLedger` on PostgreSQL. `stamp_rows` marks usage rows within the transaction it is called in.
+
+    `keeps_last`: Stripe bills the last value only, so a doubt of any age is sent again, unless something newer was.
+    """
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class PostgresMeterLedger:
         run_id: int,
         stamp_rows: Callable[[Sequence[str], datetime], int],
         row_ids: tuple[str, ...] = (),
+        keeps_last: bool = False,
     ) -> None:
         self._connection = connection
         self._run_id = run_id
@@ -53,7 +59,10 @@ class PostgresMeterLedger:
             "event_name": event_name,
             "run_id": run_id,
             "row_ids": list(row_ids),
+            "keeps_last": keeps_last,
         }
+        self._may_be_sent = sql.SQL(query("ledger", "nothing_newer_sent" if keeps_last else "minute_is_settled"))
+        self._keeps_last = keeps_last
         self._only = sql.SQL("e.source_row_id = ANY (%(row_ids)s)" if row_ids else "true")
 
     def take_over(self) -> int:
@@ -68,6 +77,13 @@ class PostgresMeterLedger:
             ).fetchall()
         return [row[0] for row in rows]
 
+    def supersede(self) -> int:
+        """Give up what a newer level of its period has made worthless; return how many events."""
+        if not self._keeps_last:
+            return 0
+        with transaction(self._connection):
+            return self._connection.execute(self._composed(query("ledger", "supersede")), self._scope).rowcount
+
     def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:
         """Stamp usage rows whose event is accepted; locked rows are left for later. Return how many were stamped."""
         with transaction(self._connection):
@@ -76,7 +92,9 @@ class PostgresMeterLedger:
     def oldest_lanes(self, lanes_max: int, *, doubt_horizon: datetime) -> list[str]:
         """Return the customers whose events have waited longest, at most `lanes_max`, longest first."""
         with transaction(self._connection, read_only=True):
-            rows = self._fetch("oldest_lanes", self._scope | {"lanes_max": lanes_max, "doubt_horizon": doubt_horizon})
+            rows = self._fetch(
+                "oldest_lanes", self._scope | {"lanes_max": lanes_max, "doubt_horizon": self._horizon(doubt_horizon)}
+            )
         return [row["customer"] for row in rows]
 
     def exchange(
@@ -156,16 +174,22 @@ class PostgresMeterLedger:
             "after_customer": request.after_customer,
             "now": request.now,
             "doubt_since": request.doubt_since,
-            "doubt_horizon": request.doubt_horizon,
+            "doubt_horizon": self._horizon(request.doubt_horizon),
             "expired_before": request.expired_before,
         }
 
     def _fetch(self, name: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-        claim = sql.SQL(query("ledger", "claim"))
-        settled = sql.SQL(query("ledger", "minute_is_settled"))
-        text = sql.SQL(query("ledger", name)).format(claim=claim, only=self._only, minute_is_settled=settled)
+        text = self._composed(query("ledger", name))
         with self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(text, parameters).fetchall()
+
+    def _composed(self, text: LiteralString) -> sql.Composed:
+        claim = sql.SQL(query("ledger", "claim"))
+        return sql.SQL(text).format(claim=claim, only=self._only, may_be_sent=self._may_be_sent)
+
+    def _horizon(self, doubt_horizon: datetime) -> datetime:
+        """Return since when a doubt is too old to be sent again."""
+        return LONG_AGO if self._keeps_last else doubt_horizon
 
     def untold(self) -> list[KindCount]:
         """Return what runs rejected or let expire that did not live to say so."""
@@ -174,7 +198,7 @@ class PostgresMeterLedger:
 
     def count_open(self, *, now: datetime) -> OpenCounts:
         """Return what a run leaves open."""
-        horizons = {"doubt_horizon": now - RESEND_LIMIT, "undecided_before": now - UNDECIDED_MAX}
+        horizons = {"doubt_horizon": self._horizon(now - RESEND_LIMIT), "undecided_before": now - UNDECIDED_MAX}
         with transaction(self._connection, read_only=True):
             row = self._fetch("count_open", self._scope | horizons)[0]
         return OpenCounts(**row | {"problem_ids": tuple(row["problem_ids"] or ())})

@@ -3,25 +3,30 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
+from typing import Any, Protocol
 
 from psycopg import errors as pg
 from psycopg import sql
 from psycopg.rows import dict_row
 
 from meterctl.core.identifier import next_identifier
-from meterctl.core.model import PAST_LIMIT
 from meterctl.core.value import LOCAL_PREFIX
 from meterctl.errors import UnavailableError
-from meterctl.ports import RowWindow
 from meterctl.postgres.connect import Connection, transaction
 from meterctl.postgres.ledger_events import Event
 from meterctl.postgres.queries import query
-from meterctl.postgres.rows import PostgresRows
 
 BATCH_SIZE_MAX = 500
 """Events changed in one transaction."""
+
+
+class Rereading(Protocol):
+    """A source of usage that can be asked again about what was rejected."""
+
+    def reread(self, events: Sequence[Event], now: datetime) -> dict[int, dict[str, Any]]:
+        """Return by event id what collecting would make of the event's usage now, within the caller's transaction."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +40,7 @@ class Retried:
 def retry(
     connection: Connection,
     event_ids: Sequence[int],
-    source: PostgresRows,
+    source: Rereading,
     event_name: str,
     reason: str,
     now: datetime,
@@ -44,14 +49,14 @@ def retry(
 ) -> Retried:
     """Make at most 500 rejected events of a meter due again, in one transaction; with `code`, only while it is theirs.
 
-    Their rows are read anew, as collecting would see them now. What Stripe rejected is issued again under a derived
+    Their usage is read anew, as collecting would see it now. What Stripe rejected is issued again under a derived
     identifier; what was rejected here, and never sent, keeps its own. Raises UnavailableError if a run got in between.
     """
     common = {"event_name": event_name, "reason": reason, "now": now}
     try:
         with transaction(connection):
             judged = _judged(connection, event_ids, source, now, code=code, lock=sql.SQL("FOR UPDATE"))
-            fresh = {event["id"]: judged.rows[event["source_row_id"]] for event in judged.ready}
+            fresh = judged.rows
             _mend(connection, [event for event in judged.ready if _is_local(event)], fresh, common)
             _reissue(connection, [event for event in judged.ready if not _is_local(event)], fresh, common)
             _recode(connection, judged)
@@ -64,7 +69,7 @@ def retry(
 
 
 def judge(
-    connection: Connection, event_ids: Sequence[int], source: PostgresRows, now: datetime, *, code: str | None = None
+    connection: Connection, event_ids: Sequence[int], source: Rereading, now: datetime, *, code: str | None = None
 ) -> Retried:
     """Return what `retry` would do, in a transaction that PostgreSQL holds READ ONLY."""
     with transaction(connection, read_only=True):
@@ -73,10 +78,10 @@ def judge(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Judged:
-    """Rejected events, their rows as they are now (by row id), and why an event cannot be retried (by event id)."""
+    """Rejected events, and by their ids what they would be now, and why they cannot be retried."""
 
     events: Sequence[Event]
-    rows: Mapping[str, Mapping[str, Any]]
+    rows: Mapping[int, Mapping[str, Any]]
     refused: Mapping[int, str]
 
     @property
@@ -91,7 +96,7 @@ class _Judged:
 def _judged(
     connection: Connection,
     event_ids: Sequence[int],
-    source: PostgresRows,
+    source: Rereading,
     now: datetime,
     *,
     code: str | None,
@@ -100,8 +105,8 @@ def _judged(
     text = sql.SQL(query("ledger_admin", "rejected")).format(lock=lock)
     with connection.cursor(row_factory=dict_row) as cursor:
         events = cursor.execute(text, {"ids": list(event_ids), "code": code}).fetchall()
-    rows = _rows_by_id(source, events, now)
-    reasons = {event["id"]: _why_not(event, rows.get(event["source_row_id"])) for event in events}
+    rows = source.reread(events, now)
+    reasons = {event["id"]: _why_not(event, rows.get(event["id"])) for event in events}
     gone = dict.fromkeys(set(event_ids) - set(reasons), "it is no longer rejected as it was")
     return _Judged(events=events, rows=rows, refused=gone | {key: why for key, why in reasons.items() if why})
 
@@ -112,7 +117,7 @@ def _is_local(event: Event) -> bool:
 
 
 def _recode(connection: Connection, judged: _Judged) -> None:
-    fresh = [(event["id"], judged.rows.get(event["source_row_id"])) for event in judged.events if _is_local(event)]
+    fresh = [(event["id"], judged.rows.get(event["id"])) for event in judged.events if _is_local(event)]
     still = [(event_id, row) for event_id, row in fresh if row is not None and row["outcome"] == "rejected"]
     if still:
         parameters = {
@@ -121,28 +126,6 @@ def _recode(connection: Connection, judged: _Judged) -> None:
             "messages": [row["message"] for _, row in still],
         }
         connection.execute(query("ledger_admin", "recode"), parameters)
-
-
-def _rows_by_id(source: PostgresRows, events: Sequence[Event], now: datetime) -> dict[str, dict[str, Any]]:
-    """Return the events' unreported rows as collecting would see them now.
-
-    They are looked for at the instants the events know, where an index leads, and only those not found there in the
-    whole table: a row that was given its instant afterwards.
-    """
-    row_ids = {event["source_row_id"] for event in events if event["source_row_id"] is not None}
-    instants = [event["occurred_at"] for event in events if event["occurred_at"] is not None]
-    spans = [(min(instants), max(instants))] if instants else []
-    rows: dict[str, dict[str, Any]] = {}
-    for since, until in (*spans, (datetime(1, 1, 1, tzinfo=UTC), now)):
-        missing = tuple(row_ids - set(rows))
-        if missing:
-            rows |= {row["row_id"]: row for row in source.classified(missing, _window(missing, since, until, now))}
-    return rows
-
-
-def _window(row_ids: tuple[str, ...], since: datetime, until: datetime, now: datetime) -> RowWindow:
-    horizon = now - PAST_LIMIT
-    return RowWindow(since=since, until=until, fresh_from=horizon, expired_before=horizon, row_ids=row_ids)
 
 
 def _why_not(event: Event, row: Mapping[str, Any] | None) -> str | None:

@@ -5,6 +5,7 @@ itself on any death, of the host too: the server ends the transaction when it ha
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self
 
 import psycopg
@@ -37,6 +38,9 @@ class MeterLocks:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Ended before it is closed: a server is slow to notice a closed connection, and the next run may start at once.
+        with suppress(psycopg.Error):
+            self._connection.rollback()
         self._connection.close()
 
     def acquire(self, event_name: str, *, timeout_s: float, stopping: Callable[[], bool]) -> bool:

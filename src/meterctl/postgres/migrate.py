@@ -194,4 +194,5 @@ def ledger_grants(role: str) -> tuple[str, ...]:
     return (
         f"GRANT USAGE ON SCHEMA meterctl TO {role};",
         f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA meterctl TO {role};",
+        f"GRANT DELETE ON meterctl.usage_outbox, meterctl.usage_keys TO {role};",
     )

@@ -1,46 +1,27 @@
 """Usage rows of one meter: each page of rows becomes ledger events. Its statements are made in `rows_sql`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from decimal import Decimal
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
-from psycopg import errors as pg
 from psycopg import sql
-from psycopg.rows import dict_row
 
-from meterctl.core.identifier import HASHED_PREFIX_LENGTH, IDENTIFIER_LENGTH_MAX
-from meterctl.core.value import DIGITS_MAX, LOCAL_PROBLEMS, PLACES_MAX
+from meterctl.core.model import PAST_LIMIT
+from meterctl.core.value import LOCAL_PROBLEMS
 from meterctl.errors import ConfigurationError
-from meterctl.ports import KindCount, Page, PageKey, RowWindow
+from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow
 from meterctl.postgres.catalog import TableInfo, table_info
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows_sql import RowsSql
+from meterctl.postgres.usage_queries import LedgerOwner, fetch_usage, kind_count, meter_parameters
 from meterctl.settings.meters import RowsMeter
 from meterctl.settings.model import LookupSettings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LedgerOwner:
-    """Whose ledger it is: the Stripe account, and its mode."""
-
-    account: str
-    livemode: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Backlog:
-    """Unreported rows without an event, those of free users among them."""
-
-    row_count: int
-    oldest: datetime | None
-
-
 class PostgresRows:
-    """`RowSource` and the stamping of rows. `key` is the meter's key in the configuration.
+    """`UsageSource` and the stamping of rows. `key` is the meter's key in the configuration.
 
     `event_names` are those of all configured meters: an open event of any other keeps its row from being billed anew.
     """
@@ -76,8 +57,6 @@ class PostgresRows:
             "batch_size": batch_size,
             "room": room,
             "now": now,
-            "account": self._owner.account,
-            "livemode": self._owner.livemode,
         }
         with transaction(self._connection):
             rows = self._fetch(text, parameters)
@@ -85,7 +64,7 @@ class PostgresRows:
         return Page(
             next_key=self._next_key(first, after, batch_size),
             unstamped_row_ids=tuple(first["unstamped_ids"] or ()),
-            kinds=tuple(_kind_count(row) for row in rows if row["outcome"] is not None),
+            kinds=tuple(kind_count(row) for row in rows if row["outcome"] is not None),
         )
 
     def _next_key(self, page: Mapping[str, Any], after: PageKey | None, batch_size: int) -> PageKey | None:
@@ -116,7 +95,7 @@ class PostgresRows:
         )
         parameters = self._parameters(window, after) | {"batch_size": None, "doubt_horizon": doubt_horizon}
         with transaction(self._connection, read_only=True):
-            return [_kind_count(row) for row in self._fetch(text, parameters)]
+            return [kind_count(row) for row in self._fetch(text, parameters)]
 
     def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:
         """Return how many unreported rows behind the key have no event."""
@@ -135,10 +114,28 @@ class PostgresRows:
         with transaction(self._connection, read_only=True):
             return [row["id"] for row in self._fetch(text, self._parameters(window, None))]
 
-    def classified(self, row_ids: Sequence[str], window: RowWindow) -> list[dict[str, Any]]:
-        """Return the rows as collecting them would see them now, whatever event they have. For `ledger retry`."""
-        text = self._sql.classify(window, None)
-        return self._fetch(text, self._parameters(window, None) | {"batch_size": len(row_ids)})
+    def reread(self, events: Sequence[Mapping[str, Any]], now: datetime) -> dict[int, dict[str, Any]]:
+        """Return by event id the events' unreported rows as collecting would see them now, whatever event they have.
+
+        They are looked for at the instants the events know, where an index leads, and only those not found there in the
+        whole table: a row that was given its instant afterwards.
+        """
+        row_ids = {event["source_row_id"] for event in events if event["source_row_id"] is not None}
+        instants = [event["occurred_at"] for event in events if event["occurred_at"] is not None]
+        spans = [(min(instants), max(instants))] if instants else []
+        rows: dict[str, dict[str, Any]] = {}
+        for since, until in (*spans, (datetime(1, 1, 1, tzinfo=UTC), now)):
+            missing = tuple(row_ids - set(rows))
+            if missing:
+                rows |= {row["row_id"]: row for row in self._classified(missing, since, until, now - PAST_LIMIT)}
+        return {event["id"]: rows[event["source_row_id"]] for event in events if event["source_row_id"] in rows}
+
+    def _classified(
+        self, row_ids: tuple[str, ...], since: datetime, until: datetime, horizon: datetime
+    ) -> list[dict[str, Any]]:
+        window = RowWindow(since=since, until=until, fresh_from=horizon, expired_before=horizon, row_ids=row_ids)
+        parameters = self._parameters(window, None) | {"batch_size": len(row_ids)}
+        return self._fetch(self._sql.classify(window, None), parameters)
 
     def explain(self, window: RowWindow) -> None:
         """Have PostgreSQL plan the classification without reading a row, within the caller's transaction."""
@@ -159,23 +156,12 @@ class PostgresRows:
         return self._connection.execute(text, {"event_ids": list(event_ids)}).rowcount
 
     def _fetch(self, text: sql.Composed, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-        try:
-            with self._connection.cursor(row_factory=dict_row) as cursor:
-                return cursor.execute(text, parameters).fetchall()
-        except (psycopg.ProgrammingError, psycopg.DataError) as error:
-            if isinstance(error, pg.InsufficientPrivilege):
-                raise
-            where = f" (its `where` is: {self._meter.where})" if self._meter.where else ""
-            raise ConfigurationError(
-                f"meter {self._key}: PostgreSQL cannot read the rows of {self._meter.table}{where}:"
-                f" {str(error).splitlines()[0]}",
-                hint="correct the meter in the configuration, then run `meterctl db check`",
-            ) from error
+        return fetch_usage(
+            self._connection, text, parameters, key=self._key, table=self._meter.table, where=self._meter.where
+        )
 
     def _parameters(self, window: RowWindow, after: PageKey | None) -> dict[str, Any]:
-        return {
-            "meter": self._key,
-            "event_name": self._meter.event_name,
+        return meter_parameters(self._key, self._meter, self._owner) | {
             "event_names": self._event_names,
             "table_name": self._meter.table,
             "since": window.since,
@@ -185,25 +171,6 @@ class PostgresRows:
             "row_ids": list(window.row_ids),
             "after_occurred_at": after.occurred_at if after else None,
             "after_id": after.row_id if after else None,
-            "identifier_length_max": IDENTIFIER_LENGTH_MAX,
-            "hashed_prefix_length": HASHED_PREFIX_LENGTH,
-            "whole": self._meter.values == "whole",
-            "digits_max": DIGITS_MAX,
-            "places_max": PLACES_MAX,
-            "customer_payload_key": self._meter.customer_payload_key,
-            "value_payload_key": self._meter.value_payload_key,
             "problem_codes": list(LOCAL_PROBLEMS),
             "problem_sentences": list(LOCAL_PROBLEMS.values()),
         }
-
-
-def _kind_count(row: Mapping[str, Any]) -> KindCount:
-    return KindCount(
-        outcome=row["outcome"],
-        code=row["code"],
-        event_count=row["event_count"],
-        units=row["units"] if row["units"] is not None else Decimal(0),
-        sample_ids=tuple(row["sample_ids"] or ()),
-        customer_count=row.get("customer_count", 0),
-        oldest=row.get("oldest"),
-    )

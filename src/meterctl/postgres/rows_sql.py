@@ -8,15 +8,10 @@ from psycopg import sql
 from meterctl.core.identifier import Column
 from meterctl.ports import PageKey, RowWindow
 from meterctl.postgres.catalog import TableInfo
+from meterctl.postgres.payers_sql import PayersSql, quoted, raw
 from meterctl.postgres.queries import query
 from meterctl.settings.meters import RowsMeter
 from meterctl.settings.model import LookupSettings
-
-LIVE_STATUSES = ("active", "trialing", "past_due")
-"""Statuses of a subscription that pays, where its end is not mapped to a column."""
-
-PERIOD_BOUND: LiteralString = "CASE WHEN s.{0} BETWEEN '2000-01-01' AND '9000-01-01' THEN s.{0} END"
-"""A period's end, or NULL (unknown) where the application wrote infinity or a year no calendar of ours holds."""
 
 
 class RowsSql:
@@ -24,7 +19,7 @@ class RowsSql:
 
     def __init__(self, meter: RowsMeter, lookups: Mapping[str, LookupSettings], table: TableInfo) -> None:
         self._meter = meter
-        self._lookups = lookups
+        self._payers = PayersSql(meter.payers, lookups)
         self._table = table
 
     @property
@@ -36,27 +31,25 @@ class RowsSql:
         """Return a statement with the table's and its columns' names, and further parts, put in."""
         meter = self._meter
         return sql.SQL(text).format(
-            table=_name(*meter.table_parts),
-            id=_name(meter.id),
+            table=quoted(*meter.table_parts),
+            id=quoted(meter.id),
             left_behind=sql.SQL(query("rows", "left_behind")),
-            occurred_at=_name(meter.occurred_at),
-            reported_at=_name(meter.reported_at),
+            occurred_at=quoted(meter.occurred_at),
+            reported_at=quoted(meter.reported_at),
             **parts,
         )
 
     def classify(self, window: RowWindow, after: PageKey | None) -> sql.Composed:
         """Return the SELECT that says what collecting the next page of rows means."""
-        quantity = sql.SQL("u.{}::numeric").format(_name(self._meter.value)) if self._meter.value else None
+        quantity = sql.SQL("u.{}::numeric").format(quoted(self._meter.value)) if self._meter.value else None
         return self.compose(
             query("rows", "classify"),
             quantity=quantity or sql.SQL("1::numeric"),
             identifier=self._identifier(),
-            payer_columns=sql.SQL(", ").join(
-                sql.SQL("u.{} AS {}").format(_name(payer.column), _name(f"payer_{n}"))
-                for n, payer in enumerate(self._meter.payers)
-            ),
+            payer_columns=self._payers.columns(),
             page_filter=self.page_filter(window, after),
-            payers=sql.SQL("\n    UNION ALL\n").join(self._payer(n) for n in range(len(self._meter.payers))),
+            payers=self._payers.answers(),
+            chosen=sql.SQL(query("payers", "chosen")),
         )
 
     def _identifier(self) -> sql.Composed:
@@ -64,9 +57,9 @@ class RowsSql:
 
     def _identifier_part(self, part: str | Column) -> sql.Composable:
         if isinstance(part, Column) and part.name in self._table.columns:
-            return sql.SQL("u.{}::text").format(_name(part.name))
+            return sql.SQL("u.{}::text").format(quoted(part.name))
         literal = self._meter.event_name if isinstance(part, Column) else part
-        return _raw(sql.Literal(literal).as_string(None))
+        return raw(sql.Literal(literal).as_string(None))
 
     def page_filter(self, window: RowWindow, after: PageKey | None) -> sql.Composed:
         """Return the condition on `u` for the rows behind the key; rows without a time come after all others."""
@@ -84,48 +77,5 @@ class RowsSql:
             )
         conditions += ["u.{id}::text = ANY (%(row_ids)s)"] if window.row_ids else []
         conditions += ["(\n{own}\n)"] if self._meter.where else []
-        own = _raw(self._meter.where or "")
+        own = raw(self._meter.where or "")
         return self.compose(" AND ".join(conditions), id_type=sql.SQL(self.id_type), own=own)
-
-    def _payer(self, n: int) -> sql.Composed:
-        lookup = self._lookups[self._meter.payers[n].lookup]
-        return sql.SQL(query("rows", "payer")).format(
-            lookup=sql.Literal(n),
-            payer=_name(f"payer_{n}"),
-            table=_name(*lookup.table.split(".")),
-            subject=_name(lookup.subject),
-            customer=_name(lookup.customer),
-            started=_column(lookup.started_at, "coalesce(s.{}, '-infinity'::timestamptz)", "'-infinity'::timestamptz"),
-            tiebreak=_column(lookup.id, "s.{}", "NULL::int"),
-            period_start=_column(lookup.period_start, PERIOD_BOUND, "NULL::timestamptz"),
-            period_end=_column(lookup.period_end, PERIOD_BOUND, "NULL::timestamptz"),
-            in_force=_in_force(lookup),
-        )
-
-
-def _name(*parts: str) -> sql.SQL:
-    """Return a table's or column's name quoted."""
-    return _raw(sql.Identifier(*parts).as_string(None))
-
-
-def _raw(text: str) -> sql.SQL:
-    """Return SQL of the operator's own as it stands; psycopg would read a single `%` as a parameter."""
-    return sql.SQL(text.replace("%", "%%"))
-
-
-def _column(name: str | None, template: LiteralString, otherwise: LiteralString) -> sql.Composed | sql.SQL:
-    return sql.SQL(template).format(_name(name)) if name else sql.SQL(otherwise)
-
-
-def _in_force(lookup: LookupSettings) -> sql.Composed:
-    """Return the condition under which a subscription pays for usage at `page.occurred_at`."""
-    conditions: list[sql.Composable] = [sql.SQL("true")]
-    if lookup.started_at:
-        started = _name(lookup.started_at)
-        conditions.append(sql.SQL("(s.{0} <= page.occurred_at) IS NOT FALSE").format(started))
-    if lookup.ended_at:
-        conditions.append(sql.SQL("(page.occurred_at < s.{0}) IS NOT FALSE").format(_name(lookup.ended_at)))
-    elif lookup.status:
-        statuses = sql.SQL(", ").join(map(sql.Literal, LIVE_STATUSES))
-        conditions.append(sql.SQL("s.{}::text IN ({})").format(_name(lookup.status), statuses))
-    return sql.SQL(" AND ").join(conditions)

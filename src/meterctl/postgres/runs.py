@@ -14,7 +14,7 @@ from meterctl.errors import ExitCode
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.identity import mode_name
 from meterctl.postgres.queries import query
-from meterctl.postgres.rows import LedgerOwner
+from meterctl.postgres.usage_queries import LedgerOwner
 
 
 def run_label() -> str:

@@ -15,8 +15,8 @@ from meterctl.ports import Settled, SettledEvent
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.queries import query
 
-WEIGHTS = {"sum": sql.SQL("value"), "count": sql.SQL("1::numeric")}
-"""Formula → what one event adds to Stripe's total."""
+WEIGHTS = {"sum": sql.SQL("value"), "count": sql.SQL("1::numeric"), "last": sql.SQL("value")}
+"""Formula → what one event adds to Stripe's total, or may be that total alone."""
 
 
 class PostgresSettlements:
@@ -26,9 +26,15 @@ class PostgresSettlements:
         self._connection = connection
         self._scope = {"event_name": event_name, "run_id": run_id}
         self._weight = WEIGHTS[formula]
+        self._formula = formula
 
     def windows(self, now: datetime) -> list[Window]:
-        """Return the customers and minutes whose doubts are old and whose next read may tell something."""
+        """Return the customers and minutes whose doubts are old and whose next read may tell something.
+
+        None of a meter that keeps the last value: its doubts are sent again.
+        """
+        if self._formula == "last":
+            return []
         parameters = {
             "doubt_horizon": now - RESEND_LIMIT,
             "series_before": now - SERIES_MIN,

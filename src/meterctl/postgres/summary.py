@@ -10,10 +10,10 @@ from psycopg.rows import dict_row
 
 from meterctl.core.model import RESEND_LIMIT, Problem
 from meterctl.core.settlement import UNDECIDED_MAX
+from meterctl.ports import Backlog
 from meterctl.postgres.connect import Connection, transaction
 from meterctl.postgres.identity import ledger_identity
 from meterctl.postgres.queries import query
-from meterctl.postgres.rows import Backlog
 
 WINDOW = timedelta(days=35)
 """How far back accepted and late events are counted: as far as Stripe takes usage."""

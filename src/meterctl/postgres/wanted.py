@@ -7,7 +7,7 @@ from enum import Enum
 
 from meterctl.core.identifier import Column
 from meterctl.errors import UsageError
-from meterctl.settings import LookupSettings, RowsMeter, Settings
+from meterctl.settings import CounterMeter, GaugeMeter, LookupSettings, RowsMeter, Settings
 from meterctl.settings.problems import dotted
 
 EVENT_NAME = "event_name"
@@ -74,33 +74,55 @@ def rows_meters(settings: Settings, keys: Sequence[str] | None = None) -> dict[s
     }
 
 
-def meters_of_table(settings: Settings, table: str) -> dict[str, RowsMeter]:
-    """Return the enabled `rows` meters on this table. Raises UsageError naming the configured ones if there is none."""
-    meters = rows_meters(settings)
+def adoptable_meters(settings: Settings) -> dict[str, RowsMeter | CounterMeter]:
+    """Return the enabled meters whose table `db adopt` prepares: of rows, and counters that count a table's rows."""
+    enabled = settings.enabled_meters
+    return {
+        key: meter
+        for key, meter in enabled.items()
+        if isinstance(meter, RowsMeter) or (isinstance(meter, CounterMeter) and meter.table)
+    }
+
+
+def meters_of_table(settings: Settings, table: str) -> dict[str, RowsMeter | CounterMeter]:
+    """Return the adoptable meters on this table. Raises UsageError naming the configured ones if there is none."""
+    meters = adoptable_meters(settings)
     found = {key: meter for key, meter in meters.items() if table in {meter.table, meter.table_parts[-1]}}
     if not found:
-        known = sorted({meter.table for meter in meters.values()})
-        raise UsageError(f'no enabled meter of rows has the table "{table}"{suggestion(table, known)}')
+        known = sorted({".".join(meter.table_parts) for meter in meters.values()})
+        raise UsageError(f'no enabled meter has the table "{table}" to adopt{suggestion(table, known)}')
     return found
 
 
-def wanted_of_meter(key: str, meter: RowsMeter) -> WantedTable:
+def wanted_of_meter(key: str, meter: RowsMeter | GaugeMeter) -> WantedTable:
     """Return what a meter wants of its usage table."""
     section = dotted(("meters", key))
-    return WantedTable(section=section, name=meter.table, columns=tuple(_meter_columns(section, meter)))
+    columns = _rows_columns(section, meter) if isinstance(meter, RowsMeter) else _payer_columns(section, meter)
+    return WantedTable(section=section, name=meter.table, columns=tuple(columns))
 
 
-def _meter_columns(section: str, meter: RowsMeter) -> Iterator[WantedColumn]:
+def wanted_of_counter(key: str, meter: CounterMeter) -> WantedTable:
+    """Return what counting a table's rows wants of it."""
+    section = dotted(("meters", key))
+    subject = WantedColumn(key=f"{section}.payers[0].column", name=meter.subject)
+    return WantedTable(section=section, name=meter.table or "", columns=(subject,))
+
+
+def _rows_columns(section: str, meter: RowsMeter) -> Iterator[WantedColumn]:
     yield WantedColumn(key=f"{section}.id", name=meter.id, kind=Kind.ID)
     if meter.value is not None:
         yield WantedColumn(key=f"{section}.value", name=meter.value, kind=Kind.NUMBER)
     yield WantedColumn(key=f"{section}.occurred_at", name=meter.occurred_at, kind=Kind.INSTANT)
     yield WantedColumn(key=f"{section}.reported_at", name=meter.reported_at, kind=Kind.INSTANT, stamped=True)
-    for position, payer in enumerate(meter.payers):
-        yield WantedColumn(key=f"{section}.payers[{position}].column", name=payer.column)
+    yield from _payer_columns(section, meter)
     for part in meter.identifier_template:
         if isinstance(part, Column) and part.name != EVENT_NAME:
             yield WantedColumn(key=f"{section}.identifier", name=part.name)
+
+
+def _payer_columns(section: str, meter: RowsMeter | GaugeMeter) -> Iterator[WantedColumn]:
+    for position, payer in enumerate(meter.payers):
+        yield WantedColumn(key=f"{section}.payers[{position}].column", name=payer.column)
 
 
 def wanted_of_lookup(name: str, lookup: LookupSettings) -> WantedTable:

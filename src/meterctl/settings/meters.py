@@ -1,13 +1,13 @@
 """What can be configured about a meter. Descriptions are the text of the configuration reference."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from meterctl.core.identifier import Column, parse_template
 from meterctl.settings.model import PayerSettings, Section
-from meterctl.settings.types import ColumnName, Condition, EventName, Instant, PayloadKey, Step, TableName
+from meterctl.settings.types import ColumnName, Condition, EventName, Instant, PayloadKey, Span, Step, TableName
 
 NO_EVENT_TIME_WINDOW = (
     "a meter with an event_time_window keeps only the last event of each window, so usage would be lost; "
@@ -24,7 +24,6 @@ class Meter(Section):
 
     enabled: bool = Field(default=True, description="Whether `report` collects and delivers this meter.")
     event_name: EventName = Field(description="The meter's event_name in Stripe. Default: the table's key.")
-    table: TableName = Field(description='Table or view with the usage, as "table" or "schema.table".')
     payers: Annotated[tuple[PayerSettings, ...], Field(strict=False, min_length=1)] = Field(
         description="Where to look for the customer, in order: a list of { lookup, column }."
     )
@@ -64,13 +63,19 @@ class Meter(Section):
             raise ValueError("is the same as customer_payload_key; value and customer need a key each")
         return key
 
+
+class TableMeter(Meter):
+    """A meter that reads its usage in a table."""
+
+    table: TableName = Field(description='Table or view with the usage, as "table" or "schema.table".')
+
     @property
     def table_parts(self) -> tuple[str, ...]:
         """The table's name as SQL identifiers: (table,) or (schema, table)."""
         return tuple(self.table.split("."))
 
 
-class RowsMeter(Meter):
+class RowsMeter(TableMeter):
     """Usage rows, each billed once."""
 
     FORMULAS: ClassVar[dict[str, str]] = {
@@ -124,7 +129,7 @@ class RowsMeter(Meter):
         return parse_template(self.identifier)
 
 
-class GaugeMeter(Meter):
+class GaugeMeter(TableMeter):
     """A level now: how many rows of a customer meet the condition."""
 
     FORMULAS: ClassVar[dict[str, str]] = {
@@ -140,6 +145,11 @@ class GaugeMeter(Meter):
         description='How often the level is reported, as "15m", "1h" or "1d"; the same step again is the same event.',
     )
 
+    def step_start(self, at: datetime) -> datetime:
+        """Given an aware instant, return the start of its step, counted from 00:00 UTC."""
+        day = at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        return day + (at - day) // self.step * self.step
+
 
 class CounterMeter(Meter):
     """Volumes, counted in the application's own transactions and reported by the hour."""
@@ -149,9 +159,44 @@ class CounterMeter(Meter):
         "count": 'the number of reports would be billed instead of the volume; use formula = "sum"',
     }
 
-    source: Literal["counter"] = Field(description='"counter": rows inserted, counted by a trigger or a function.')
+    source: Literal["counter"] = Field(
+        description='"counter": volumes that the application records with meterctl.record_usage(), or that a trigger '
+        "counts as rows are inserted."
+    )
+    table: TableName | None = Field(
+        default=None,
+        description='Table whose inserted rows `db adopt` has a trigger count, as "table" or "schema.table"; the '
+        "payers' column is the subject. Without one the application records usage itself.",
+    )
+    trigger_failure: Literal["fail", "warn"] = Field(
+        default="fail",
+        description='What happens to an INSERT that cannot be counted: "fail" refuses it, so that no usage is lost; '
+        '"warn" lets it pass, uncounted, with a warning in PostgreSQL\'s log.',
+    )
+    keep_done: Span = Field(
+        default=timedelta(days=7),
+        description='How long recorded usage is kept after it was collected, as "12h" or "7d"; its sums stay in the '
+        "ledger.",
+    )
     formula: Literal["sum"] = Field(default="sum", description="The meter's default_aggregation in Stripe.")
     window: Literal["hour"] = Field(default="hour", description="What one event covers.")
+
+    @field_validator("payers")
+    @classmethod
+    def _one_subject(cls, payers: tuple[PayerSettings, ...]) -> tuple[PayerSettings, ...]:
+        if len({payer.column for payer in payers}) > 1:
+            raise ValueError("name different columns; a counter has one subject, so all of them need the same one")
+        return payers
+
+    @property
+    def table_parts(self) -> tuple[str, ...]:
+        """The table's name as SQL identifiers; empty without one."""
+        return tuple(self.table.split(".")) if self.table else ()
+
+    @property
+    def subject(self) -> str:
+        """The column that tells whose usage it is."""
+        return self.payers[0].column
 
 
 MeterSettings = RowsMeter | GaugeMeter | CounterMeter

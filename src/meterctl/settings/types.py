@@ -81,6 +81,15 @@ def _step(given: object) -> object:
     return step
 
 
+def _span(given: object) -> object:
+    if isinstance(given, timedelta):
+        return given
+    match = _STEP.fullmatch(given) if isinstance(given, str) else None
+    if not match:
+        raise ValueError('is not a length of time; write it like "30m", "12h" or "7d"')
+    return int(match[1]) * _STEP_UNITS[match[2]]
+
+
 def _moment(given: object) -> object:
     if not isinstance(given, (str, datetime)):
         raise ValueError("is not an instant; write it like 2026-12-01T00:00:00Z")  # noqa: TRY004 -- pydantic reports ValueErrors only
@@ -100,6 +109,9 @@ AccountId = Annotated[str, AfterValidator(_account)]
 
 Step = Annotated[timedelta, BeforeValidator(_step)]
 """A length of time that divides a day, written `15m`, `1h`, `1d`."""
+
+Span = Annotated[timedelta, BeforeValidator(_span)]
+"""A length of time, written `30m`, `12h`, `7d`."""
 
 Instant = Annotated[
     AwareDatetime,

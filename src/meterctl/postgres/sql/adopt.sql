@@ -42,6 +42,39 @@ WHERE i.indrelid = ANY (%(tables)s::oid[]) AND NOT (i.indisvalid AND i.indisread
   AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index AS p WHERE p.index_relid = i.indexrelid)
 ORDER BY c.relname
 
+-- name: counting_body
+-- A reading of nobody is kept as well, and named as nobody's.
+BEGIN
+    INSERT INTO meterctl.usage_outbox (meter, subject, quantity, occurred_at)
+    SELECT {meter}, coalesce(inserted.{subject}::text, ''), count(*), now() FROM inserted GROUP BY 2;
+    RETURN NULL;
+END
+
+-- name: counting_body_that_warns
+BEGIN
+    INSERT INTO meterctl.usage_outbox (meter, subject, quantity, occurred_at)
+    SELECT {meter}, coalesce(inserted.{subject}::text, ''), count(*), now() FROM inserted GROUP BY 2;
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'meterctl: rows inserted into % were not counted for meter %: %', TG_RELID::regclass, {meter}, SQLERRM;
+    RETURN NULL;
+END
+
+-- name: counting_triggers
+-- Tables on which the trigger stands and fires.
+SELECT t.tgrelid AS table_oid
+FROM pg_trigger AS t
+JOIN pg_proc AS f ON f.oid = t.tgfoid AND f.proname = %(function)s
+JOIN pg_namespace AS n ON n.oid = f.pronamespace AND n.nspname = 'meterctl'
+WHERE t.tgrelid = ANY (%(tables)s::oid[]) AND t.tgname = %(trigger)s AND t.tgenabled IN ('O', 'A')
+  AND t.tgnewtable = 'inserted'
+
+-- name: counting_function
+SELECT f.prosrc AS body,
+       f.prosecdef AND 'search_path=pg_catalog, pg_temp' = ANY (coalesce(f.proconfig, '{}')) AS is_safe
+FROM pg_proc AS f JOIN pg_namespace AS n ON n.oid = f.pronamespace
+WHERE n.nspname = 'meterctl' AND f.proname = %(function)s AND f.pronargs = 0
+
 -- name: count_unreported
 SELECT count(*) FROM {table} WHERE {reported_at} IS NULL
 

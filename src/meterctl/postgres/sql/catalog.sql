@@ -42,9 +42,10 @@ SELECT has_schema_privilege(n.oid, 'USAGE') AS schema_usable, lacking.relname AS
 FROM pg_namespace AS n
 LEFT JOIN (
     SELECT t.relnamespace, t.relname, p.privilege
-    FROM pg_class AS t CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS p (privilege)
+    FROM pg_class AS t CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p (privilege)
     WHERE t.relkind IN ('r', 'p') AND NOT has_table_privilege(t.oid, p.privilege)
       AND (t.relname <> 'schema_migrations' OR p.privilege = 'SELECT')
+      AND (p.privilege <> 'DELETE' OR t.relname IN ('usage_outbox', 'usage_keys'))
 ) AS lacking ON lacking.relnamespace = n.oid
 WHERE n.nspname = 'meterctl'
 ORDER BY 2, 3

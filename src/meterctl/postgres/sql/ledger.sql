@@ -75,7 +75,7 @@ head AS (
           AND (e.doubt_since IS NULL OR e.doubt_since > %(doubt_horizon)s)
           AND (e.state = 'in_doubt' OR e.sent_timestamp >= %(expired_before)s)
           AND {only}
-          AND {minute_is_settled}
+          AND {may_be_sent}
           AND NOT EXISTS (
               SELECT FROM meterctl.meter_events AS s
               WHERE s.event_name = %(event_name)s AND s.customer = lane.customer
@@ -109,7 +109,7 @@ WITH head AS (
     WHERE e.id = ANY (%(ids)s)
       AND e.state IN ('pending', 'in_doubt') AND e.held_reason IS NULL
       AND (e.doubt_since IS NULL OR e.doubt_since > %(doubt_horizon)s)
-      AND {minute_is_settled}
+      AND {may_be_sent}
       AND NOT EXISTS (
           SELECT FROM meterctl.meter_events AS s
           WHERE s.event_name = e.event_name AND s.customer = e.customer
@@ -148,6 +148,20 @@ NOT EXISTS (
       AND d.sent_timestamp >= date_trunc('minute', e.sent_timestamp)
       AND d.sent_timestamp < date_trunc('minute', e.sent_timestamp) + interval '1 minute')
 
+-- name: nothing_newer_sent
+-- Of a level only the period's newest is billed. An older one must not arrive behind a newer one: Stripe does not say
+-- whether the later timestamp or the later arrival counts. Unless a person insisted.
+(e.insisted OR NOT EXISTS (
+    SELECT FROM meterctl.meter_events AS newer
+    WHERE newer.event_name = e.event_name AND newer.customer = e.customer AND newer.window_start IS NOT NULL
+      AND newer.sent_timestamp > e.sent_timestamp AND newer.period_end IS NOT DISTINCT FROM e.period_end
+      AND newer.attempt_count > 0 AND newer.state IN ('sending', 'in_doubt', 'accepted')))
+
+-- name: supersede
+UPDATE meterctl.meter_events AS e
+SET state = 'superseded', doubt_since = NULL, held_reason = NULL
+WHERE e.event_name = %(event_name)s AND e.state IN ('pending', 'in_doubt') AND NOT {may_be_sent}
+
 -- name: take_over
 -- The run that holds the meter's lock comes back for what dead runs left: their attempts' fate is unknown. Locked: one
 -- of them is not dead, but only slow to commit.
@@ -159,26 +173,29 @@ WHERE state = 'sending' AND id IN (
     FOR UPDATE SKIP LOCKED)
 
 -- name: expire
--- Never attempted, or every attempt proven unprocessed, and older than Stripe takes.
+-- Never attempted, or every attempt proven unprocessed, and older than Stripe takes. A doubt about a level would be
+-- settled by sending it again, which is over, too.
 UPDATE meterctl.meter_events
-SET state = 'expired', error_code = 'expired', error_message = 'older than 35 days before it could be sent'
-WHERE state = 'pending' AND id IN (
+SET state = 'expired', error_code = 'expired', error_message = 'older than 35 days before it could be sent',
+    doubt_since = NULL
+WHERE state IN ('pending', 'in_doubt') AND id IN (
     SELECT id FROM meterctl.meter_events
-    WHERE event_name = %(event_name)s AND state = 'pending' AND sent_timestamp < %(expired_before)s
+    WHERE event_name = %(event_name)s AND (state = 'pending' OR state = 'in_doubt' AND %(keeps_last)s)
+      AND sent_timestamp < %(expired_before)s
     FOR UPDATE SKIP LOCKED)
 RETURNING coalesce(source_row_id, identifier) AS sample_id
 
 -- name: count_open
 -- What a run leaves: held up by an old doubt, its own or one of its minute, held for a person (by reason, or after days
 -- without a decision), and due but not tried by this run.
-SELECT count(*) FILTER (WHERE held OR NOT minute_is_settled) AS held_count,
+SELECT count(*) FILTER (WHERE held OR NOT may_be_sent) AS held_count,
        count(*) FILTER (WHERE for_a_person) AS problem_count,
        (array_agg(id::text) FILTER (WHERE for_a_person))[1:5] AS problem_ids,
-       count(*) FILTER (WHERE NOT held AND run_id IS DISTINCT FROM %(run_id)s AND minute_is_settled) AS untried_count
+       count(*) FILTER (WHERE NOT held AND run_id IS DISTINCT FROM %(run_id)s AND may_be_sent) AS untried_count
 FROM (
     SELECT id, run_id, held_reason IS NOT NULL OR (state = 'in_doubt' AND doubt_since <= %(doubt_horizon)s) AS held,
            held_reason IS NOT NULL OR (state = 'in_doubt' AND doubt_since <= %(undecided_before)s) AS for_a_person,
-           {minute_is_settled} AS minute_is_settled
+           {may_be_sent} AS may_be_sent
     FROM meterctl.meter_events AS e
     WHERE event_name = %(event_name)s AND state IN ('pending', 'in_doubt') AND {only}
 ) AS open

@@ -82,10 +82,10 @@ WHERE id = ANY (%(ids)s) AND state = 'rejected'
 -- name: reissue
 INSERT INTO meterctl.meter_events (
     meter, event_name, identifier, customer, value, quantity, occurred_at, sent_timestamp, payload, subject,
-    source_row_id, period_end, state, replaces, collected_at, livemode, account)
+    source_row_id, window_start, period_end, state, replaces, collected_at, livemode, account)
 SELECT old.meter, %(event_name)s, fresh.identifier, fresh.customer, fresh.value, fresh.quantity, fresh.occurred_at,
-       fresh.sent_timestamp, fresh.payload::jsonb, fresh.subject, old.source_row_id, fresh.period_end, 'pending',
-       old.id, %(now)s, old.livemode, old.account
+       fresh.sent_timestamp, fresh.payload::jsonb, fresh.subject, old.source_row_id, old.window_start,
+       fresh.period_end, 'pending', old.id, %(now)s, old.livemode, old.account
 FROM unnest(
     %(ids)s::bigint[], %(identifiers)s::text[], %(customers)s::text[], %(values)s::numeric[],
     %(quantities)s::numeric[], %(occurred_ats)s::timestamptz[], %(sent_timestamps)s::timestamptz[],

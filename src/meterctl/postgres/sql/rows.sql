@@ -22,11 +22,7 @@ payer AS (
     {payers}
 ),
 chosen AS (
-    SELECT DISTINCT ON (n) n, subject, customer, period_start, period_end,
-           min(customer) OVER newest IS DISTINCT FROM max(customer) OVER newest AS ambiguous
-    FROM payer
-    WINDOW newest AS (PARTITION BY n, lookup, started)
-    ORDER BY n, lookup, started DESC, customer IS NULL, tiebreak
+    {chosen}
 ),
 known AS (
     -- LIMIT keeps this a probe for each row: before the ledger's first ANALYZE the planner takes it to be empty, and
@@ -108,18 +104,6 @@ SELECT judged.n, judged.row_id, judged.occurred_at, judged.subject, judged.custo
 FROM judged
 LEFT JOIN unnest(%(problem_codes)s::text[], %(problem_sentences)s::text[]) AS problem (code, sentence)
     ON problem.code = judged.code
-
--- name: payer
--- One lookup's answer for the rows of the page: the subscriptions that were in force when the usage happened.
-SELECT page.n, {lookup} AS lookup, {started} AS started,
-       rank() OVER (PARTITION BY page.n ORDER BY {tiebreak}) AS tiebreak,
-       page.{payer}::text AS subject,
-       nullif(btrim(s.{customer}::text), '') AS customer,
-       {period_start} AS period_start,
-       {period_end} AS period_end
-FROM page
-JOIN {table} AS s ON s.{subject} = page.{payer}
-WHERE {in_force}
 
 -- name: collect
 -- Insert the page's new events and say what the page held: the key to go on from, rows whose stamp is missing though

@@ -1,0 +1,179 @@
+"""Volumes of one meter: what applications counted becomes one ledger event for each subject and hour."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from meterctl.core.model import PAST_LIMIT
+from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow, Undeliverable
+from meterctl.postgres.connect import transaction
+from meterctl.postgres.payers_sql import PayersSql
+from meterctl.postgres.queries import query
+from meterctl.postgres.rereading import reread_windows
+from meterctl.postgres.usage_queries import LedgerOwner, fetch_usage, kind_count, meter_parameters
+from meterctl.settings.meters import CounterMeter
+from meterctl.settings.model import LookupSettings
+
+OUTBOX = "meterctl.usage_outbox"
+
+HOUR = timedelta(hours=1)
+
+ALLOWANCE = timedelta(minutes=5)
+"""How long after its end an hour is closed: for transactions that were open then."""
+
+KEYS_LIVE = PAST_LIMIT + timedelta(days=1)
+"""How long a dedup_key is known: `record_usage` takes nothing older than 35 days, so no later call can repeat one."""
+
+KEPT_UNBILLABLE = 2 * PAST_LIMIT
+"""When usage that nobody pays for leaves the outbox: no run looks at it any more."""
+
+DROPPED_AT_ONCE = 10_000
+
+
+class PostgresCounter:
+    """`UsageSource` of a counter. `key` is the meter's key in the configuration; a page is an hour.
+
+    `open_too`: hours that are not over are collected as well.
+    """
+
+    def __init__(
+        self,
+        connection: psycopg.Connection,
+        key: str,
+        meter: CounterMeter,
+        lookups: Mapping[str, LookupSettings],
+        owner: LedgerOwner,
+        *,
+        open_too: bool = False,
+    ) -> None:
+        self._connection = connection
+        self._key, self._meter, self._owner, self._open_too = key, meter, owner, open_too
+        self._payers = PayersSql(meter.payers, lookups)
+
+    def collect(
+        self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime, room: int | None = None
+    ) -> Page:
+        """Turn the next hour's usage into ledger events, at most `room` of them to be sent, in one transaction."""
+        del batch_size
+        hour = self._next_hour(window, after)
+        if hour is None:
+            return Page(next_key=None, unstamped_row_ids=(), kinds=())
+        text = sql.SQL(query("counter", "collect")).format(classify=self._classify(lock="FOR UPDATE SKIP LOCKED"))
+        with transaction(self._connection):
+            rows = self._fetch(text, self._parameters(window, hour, now) | {"room": room})
+        kinds = tuple(kind_count(row) for row in rows)
+        is_cut = room is not None and sum(kind.event_count for kind in kinds if kind.outcome == "pending") == room
+        key = PageKey(occurred_at=hour if is_cut else hour + HOUR, row_id=None)
+        return Page(next_key=key, unstamped_row_ids=(), kinds=kinds)
+
+    def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
+        """Return what collecting and delivering everything would do, in a transaction PostgreSQL holds READ ONLY."""
+        if window.row_ids:
+            return []
+        horizons = {"doubt_horizon": doubt_horizon, "expired_before": window.expired_before}
+        with transaction(self._connection, read_only=True):
+            known = self._fetch(
+                sql.SQL(query("counter", "due_in_ledger")).format(),
+                meter_parameters(self._key, self._meter, self._owner) | horizons,
+            )
+        return [*map(kind_count, known), *self._preview(window, None)]
+
+    def _preview(self, window: RowWindow, after: PageKey | None) -> Iterator[KindCount]:
+        text = sql.SQL(query("counter", "preview")).format(classify=self._classify())
+        while (hour := self._next_hour(window, after)) is not None:
+            with transaction(self._connection, read_only=True):
+                yield from map(kind_count, self._fetch(text, self._parameters(window, hour, window.until)))
+            after = PageKey(occurred_at=hour + HOUR, row_id=None)
+
+    def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:
+        """Return how many events the hours from the key on would still give."""
+        return sum(kind.event_count for kind in self._preview(window, after) if kind.outcome == "pending")
+
+    def not_to_report(self, window: RowWindow) -> list[str]:
+        """Return all rows asked for: counted usage has none."""
+        return list(window.row_ids)
+
+    def backlog(self, window: RowWindow) -> Backlog:
+        """Return how much uncollected usage there is, and the oldest one's instant."""
+        text = sql.SQL(query("counter", "backlog")).format()
+        with transaction(self._connection, read_only=True):
+            return Backlog(**self._fetch(text, self._parameters(window, window.until, window.until))[0])
+
+    def reread(self, events: Sequence[Mapping[str, Any]], now: datetime) -> dict[int, dict[str, Any]]:
+        """Return by event id what each rejected window would be now."""
+        return reread_windows(self._connection, self._meter, self._payers, events, now)
+
+    def explain(self, window: RowWindow) -> None:
+        """Have PostgreSQL plan the statement without reading a row, within the caller's transaction."""
+        parameters = self._parameters(window, window.since, window.until)
+        self._connection.execute(sql.SQL("EXPLAIN ") + self._classify(), parameters)
+
+    def tidy(self, now: datetime) -> int:
+        """Drop what is done, or too old for any run, and keys that need not be known any more; return how many rows."""
+        instants = {
+            "meter": self._key,
+            "event_name": self._meter.event_name,
+            "done_before": now - self._meter.keep_done,
+            "too_old": now - KEPT_UNBILLABLE,
+            "known_since": now - KEYS_LIVE,
+            "batch_size": DROPPED_AT_ONCE,
+        }
+        return sum(self._dropped(name, instants) for name in ("drop_done", "drop_keys"))
+
+    def _dropped(self, name: LiteralString, parameters: Mapping[str, Any]) -> int:
+        text, total = sql.SQL(query("counter", name)), 0
+        while True:
+            with transaction(self._connection):
+                count = self._connection.execute(text, parameters).rowcount
+            total += count
+            if count < DROPPED_AT_ONCE:
+                return total
+
+    def _next_hour(self, window: RowWindow, after: PageKey | None) -> datetime | None:
+        since = max(window.since, after.occurred_at) if after and after.occurred_at else window.since
+        if window.row_ids:
+            return None
+        with transaction(self._connection, read_only=True):
+            rows = self._fetch(
+                sql.SQL(query("counter", "next_hour")).format(),
+                {"meter": self._key, "since": since, "until": window.until}
+                | {"fresh_from": window.fresh_from, "expired_before": window.expired_before},
+            )
+        hour: datetime | None = rows[0]["hour"]
+        return hour
+
+    def _classify(self, *, lock: LiteralString = "") -> sql.Composed:
+        return sql.SQL(query("counter", "classify")).format(
+            lock=sql.SQL(lock),
+            payers=self._payers.answers(as_text=True),
+            chosen=sql.SQL(query("payers", "chosen")),
+        )
+
+    def _fetch(self, text: sql.Composed, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return fetch_usage(self._connection, text, parameters, key=self._key, table=OUTBOX)
+
+    def _parameters(self, window: RowWindow, hour: datetime, now: datetime) -> dict[str, Any]:
+        return meter_parameters(self._key, self._meter, self._owner) | {
+            "hour": hour,
+            "now": now,
+            "since": window.since,
+            "until": window.until,
+            "fresh_from": window.fresh_from,
+            "expired_before": window.expired_before,
+            "allowance": ALLOWANCE,
+            "open_too": self._open_too,
+        }
+
+
+def unknown_usage(connection: psycopg.Connection, keys: list[str]) -> list[Undeliverable]:
+    """Return uncollected usage of meters other than these, by meter."""
+    with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(query("counter", "unknown_usage"), {"meters": keys}).fetchall()
+    return [
+        Undeliverable(event_name=row["event_name"], event_count=row["event_count"], sample_ids=tuple(row["sample_ids"]))
+        for row in rows
+    ]
