@@ -143,17 +143,17 @@ class World:
     def locks(self) -> MeterLocks:
         return MeterLocks(self.database_url, run_label="test", host_clock=self.time)
 
-    def settle(self) -> Settlements:
-        """Settle by totals once, as `meterctl settle` does."""
+    def settle(self, meter: str = "ai_suggestion") -> Settlements:
+        """Settle a meter by totals once, as `meterctl settle` does."""
         with psycopg.connect(self.database_url, autocommit=True) as opened, self.locks() as locks:
             connection = self.wrap_connection(opened)
-            assert locks.acquire("ai_suggestion", timeout_s=0, stopping=lambda: False)
-            take_over(connection, "ai_suggestion", 0)
+            assert locks.acquire(meter, timeout_s=0, stopping=lambda: False)
+            take_over(connection, meter, 0)
             settings = self.settings()
             wiring = MeterWiring(sources=Sources(connection=connection, settings=settings))
             return Settlement(
-                ledger=wiring.settlements("ai_suggestion"),
-                totals=self.wrap_totals(stripe_totals(settings, "ai_suggestion")),
+                ledger=wiring.settlements(meter),
+                totals=self.wrap_totals(stripe_totals(settings, meter)),
                 clock=self.time,
                 grace=timedelta(hours=1),
                 may_go_on=lambda: True,

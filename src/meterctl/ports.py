@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
 
+from meterctl.core.meter_check import StripeMeter
 from meterctl.core.model import Claim, Heard, MeterEvent, Outcome
 from meterctl.core.reconciliation import Difference, Proof, SpanBooks
 from meterctl.core.settlement import Books, HeldReason, Series, Verdict, Window
@@ -301,6 +302,18 @@ class ReconciliationLedger(Protocol):
 
     def store(self, comparison: Comparison, *, is_full: bool) -> Proof:
         """Keep what was found; return what is proven of the customer now."""
+        ...
+
+
+class MeterCatalog(Protocol):
+    """Stripe's meters, and what they cost."""
+
+    def meters(self) -> list[StripeMeter]:
+        """Return all meters, deactivated ones too. Raises the MeterctlError that fits."""
+        ...
+
+    def is_priced(self, meter_id: str) -> bool:
+        """Return whether an active price is linked to the meter. Raises the MeterctlError that fits."""
         ...
 
 

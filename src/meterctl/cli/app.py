@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from meterctl import __version__
-from meterctl.cli import db, ledger, reconcile, report, sandbox, settle, summary
+from meterctl.cli import db, doctor, ledger, meters, reconcile, report, sandbox, settle, summary
 from meterctl.cli.streams import prepare_streams
 from meterctl.errors import ExitCode
 
@@ -69,7 +69,9 @@ report.register(app)
 settle.register(app)
 reconcile.register(app)
 summary.register(app)
+doctor.register(app)
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(meters.app, name="meters")
 app.add_typer(db.app, name="db")
 app.add_typer(sandbox.app, name="sandbox")
 sandbox.register(app)

@@ -65,6 +65,17 @@ class PayersSql:
         )
 
 
+def paying(lookup: LookupSettings) -> sql.Composed:
+    """Return the SELECT of a lookup's customers whose subscription is in force at %(now)s, and their periods' ends."""
+    return sql.SQL(query("doctor", "paying")).format(
+        table=quoted(*lookup.table.split(".")),
+        subject=quoted(lookup.subject),
+        customer=quoted(lookup.customer),
+        period_end=_column(lookup.period_end, PERIOD_BOUND, "NULL::timestamptz"),
+        in_force=_in_force(lookup),
+    )
+
+
 def quoted(*parts: str) -> sql.SQL:
     """Return a table's or column's name quoted."""
     return raw(sql.Identifier(*parts).as_string(None))

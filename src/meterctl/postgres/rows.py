@@ -13,6 +13,7 @@ from meterctl.errors import ConfigurationError
 from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow
 from meterctl.postgres.catalog import TableInfo, table_info
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.plans import Plan, plan_of
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows_sql import RowsSql
 from meterctl.postgres.usage_queries import LedgerOwner, fetch_usage, kind_count, meter_parameters
@@ -137,10 +138,17 @@ class PostgresRows:
         parameters = self._parameters(window, None) | {"batch_size": len(row_ids)}
         return self._fetch(self._sql.classify(window, None), parameters)
 
-    def explain(self, window: RowWindow) -> None:
-        """Have PostgreSQL plan the classification without reading a row, within the caller's transaction."""
-        parameters = self._parameters(window, None) | {"batch_size": 0}
-        self._connection.execute(sql.SQL("EXPLAIN ") + self._sql.classify(window, None), parameters)
+    def explain(self, window: RowWindow, *, batch_size: int = 0) -> Plan:
+        """Return how PostgreSQL would classify a page, without reading a row, within the caller's transaction."""
+        parameters = self._parameters(window, None) | {"batch_size": batch_size}
+        return plan_of(self._connection, self._sql.classify(window, None), parameters)
+
+    def uncollected(self, window: RowWindow) -> list[KindCount]:
+        """Return what the rows of the window are that have no event, those of free users aside."""
+        text = self._sql.compose(query("rows", "uncollected"), classify=self._sql.classify(window, None))
+        with transaction(self._connection, read_only=True):
+            rows = self._fetch(text, self._parameters(window, None) | {"batch_size": None})
+        return [kind_count(row) for row in rows]
 
     def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:
         """Stamp the rows that are neither stamped nor locked, within the caller's transaction; return how many."""

@@ -176,6 +176,17 @@ FROM (
 GROUP BY outcome, code
 ORDER BY outcome, code
 
+-- name: uncollected
+-- What the rows of a window are that have no event, without those that nobody pays for.
+SELECT outcome, NULL AS code, count(*) AS event_count, sum(quantity) AS units, min(occurred_at) AS oldest,
+       (array_agg(row_id))[1:5] AS sample_ids
+FROM (
+    {classify}
+) AS classified
+WHERE event_id IS NULL AND outcome <> 'skipped'
+GROUP BY outcome
+ORDER BY outcome
+
 -- name: count_uncollected
 -- Unreported rows behind a key that have no event: what a limit or a deadline left.
 SELECT count(*), min(u.{occurred_at}) AS oldest FROM {table} AS u
