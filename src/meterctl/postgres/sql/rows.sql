@@ -218,6 +218,15 @@ WHERE asked.id <> ALL (
       AND (u.{reported_at} IS NOT NULL OR u.{occurred_at} IS NULL OR ({page_filter})))
 ORDER BY asked.id
 
+-- name: unstamp
+-- Take off the stamps that these accepted events brought, and no older one: with the acceptance in doubt, a row that kept
+-- its stamp could not be read anew by `ledger retry`, and its event would be forgotten without it by `db forget-test`.
+UPDATE {table} AS u SET {reported_at} = NULL
+FROM meterctl.meter_events AS event
+WHERE event.id = ANY (%(event_ids)s) AND event.state = 'accepted'
+  AND u.{id} = event.source_row_id::{id_type} AND u.{occurred_at} = event.occurred_at
+  AND u.{reported_at} >= event.accepted_at - interval '1 second'
+
 -- name: stamp
 -- Locked rows are left for a later transaction: the ledger decides, the stamp is only its cache. Only the very row that
 -- was billed is stamped, not another that came to have its id.
