@@ -1,7 +1,8 @@
 -- name: classify
 -- Levels at an instant, a line for each customer, and for each subject that has none: `outcome` is pending, held (fell
 -- to 0 together with most others), known (this step was reported), newer (a later level of the period was sent),
--- rejected or skipped. Whoever had a level the last time and has no line now, has the level 0.
+-- rejected or skipped. Whoever had a level the last time and has no line now, has the level 0, as long as a subscription
+-- is in force. A subject's subscription that knows no period has that of the customer's others.
 -- {explicit} stands in for what the table says of one subject. {payers} is as for rows.
 WITH RECURSIVE page AS MATERIALIZED (
     SELECT row_number() OVER () AS n, counted.*, %(at)s::timestamptz AS occurred_at
@@ -56,17 +57,24 @@ last_level AS MATERIALIZED (
         ORDER BY event.sent_timestamp DESC LIMIT 1
     ) AS event
 ),
-gone AS (
-    SELECT customer, %(at)s::timestamptz AS occurred_at FROM last_level
-    WHERE value <> 0 AND customer NOT IN (SELECT customer FROM level) AND NOT %(is_explicit)s
+candidate AS (
+    SELECT customer, %(at)s::timestamptz AS occurred_at
+    FROM (SELECT customer FROM level
+          UNION SELECT customer FROM last_level WHERE value <> 0 AND NOT %(is_explicit)s) AS one
 ),
-gone_payer AS (
-    {customers}
+period AS (
+    SELECT customer, max(period_start) AS period_start, max(period_end) AS period_end
+    FROM ({customers}) AS subscription
+    GROUP BY customer
 ),
 due AS (
-    SELECT customer, value, subject, period_start, period_end FROM level
+    SELECT level.customer, level.value, level.subject,
+           coalesce(level.period_start, period.period_start) AS period_start,
+           coalesce(level.period_end, period.period_end) AS period_end
+    FROM level LEFT JOIN period USING (customer)
     UNION ALL
-    SELECT customer, 0, NULL, max(period_start), max(period_end) FROM gone_payer GROUP BY customer
+    SELECT customer, 0, NULL, period_start, period_end FROM period
+    WHERE customer NOT IN (SELECT customer FROM level)
 ),
 timed AS (
     SELECT due.customer, due.subject,

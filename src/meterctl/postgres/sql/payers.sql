@@ -12,9 +12,9 @@ JOIN {table} AS s ON {subject} = page.{payer}
 WHERE {in_force}
 
 -- name: payer_of_customer
--- The subscriptions in force of the customers of `gone` (customer, occurred_at), asked the other way round.
+-- The subscriptions in force of the customers of `candidate` (customer, occurred_at), asked the other way round.
 SELECT page.customer, {period_start} AS period_start, {period_end} AS period_end
-FROM gone AS page
+FROM candidate AS page
 JOIN {table} AS s ON nullif(btrim(s.{customer}::text), '') = page.customer
 WHERE {in_force}
 
