@@ -1,7 +1,7 @@
 """What the actions need from the outside, in the design's words. Adapters: `postgres`, `stripe_api`, `dispatch`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
@@ -36,6 +36,15 @@ class KindCount:
     sample_ids: tuple[str, ...] = ()
     customer_count: int = 0
     oldest: datetime | None = None
+
+    def with_more(self, other: "KindCount") -> "KindCount":
+        """Return both together; customers may be the same, so the larger number of them stands."""
+        return replace(
+            self,
+            event_count=self.event_count + other.event_count,
+            units=self.units + other.units,
+            customer_count=max(self.customer_count, other.customer_count),
+        )
 
     @property
     def problem_code(self) -> str:

@@ -94,6 +94,15 @@ class PostgresCounter:
         """Return how many events the hours from the key on would still give."""
         return sum(kind.event_count for kind in self._preview(window, after) if kind.outcome == "pending")
 
+    def uncollected(self, window: RowWindow) -> list[KindCount]:
+        """Return what the window's usage would become, that of free subjects aside."""
+        found: dict[tuple[str, str | None], KindCount] = {}
+        for kind in self._preview(window, None):
+            if kind.outcome != "skipped":
+                key = (kind.outcome, kind.code)
+                found[key] = found[key].with_more(kind) if key in found else kind
+        return list(found.values())
+
     def not_to_report(self, window: RowWindow) -> list[str]:
         """Return all rows asked for: counted usage has none."""
         return list(window.row_ids)
