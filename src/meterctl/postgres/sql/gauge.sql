@@ -8,7 +8,11 @@ WITH RECURSIVE page AS MATERIALIZED (
     SELECT row_number() OVER () AS n, counted.*, %(at)s::timestamptz AS occurred_at
     FROM (
         SELECT {payer_names}, count(*)::numeric AS level, false AS is_explicit
-        FROM (SELECT {payer_columns} FROM {table} AS u WHERE {own}) AS u
+        FROM (
+            SELECT {payer_columns} FROM {table} AS u WHERE (
+{own}
+            )
+        ) AS u
         WHERE {not_explicit}
         GROUP BY {payer_names}
         {explicit}
@@ -58,9 +62,12 @@ last_level AS MATERIALIZED (
     ) AS event
 ),
 candidate AS (
+    -- Not among them who may have the level that cannot be told apart.
     SELECT customer, %(at)s::timestamptz AS occurred_at
     FROM (SELECT customer FROM level
           UNION SELECT customer FROM last_level WHERE value <> 0 AND NOT %(is_explicit)s) AS one
+    WHERE NOT EXISTS (
+        SELECT FROM payer JOIN chosen USING (n) WHERE chosen.ambiguous AND payer.customer = one.customer)
 ),
 period AS (
     SELECT customer, max(period_start) AS period_start, max(period_end) AS period_end
@@ -81,10 +88,13 @@ timed AS (
            CASE WHEN %(whole)s THEN greatest(floor(due.value), 0) ELSE trim_scale(due.value) END AS value,
            CASE WHEN %(at)s < due.period_start THEN due.period_start
                 WHEN %(at)s < due.period_end THEN due.period_end END AS period_end,
-           CASE WHEN due.period_start > %(step_start)s AND due.period_start <= %(at)s
-                THEN date_trunc('second', due.period_start + interval '999999 microseconds')
+           CASE WHEN turn.instant > %(step_start)s AND turn.instant <= %(at)s
+                THEN date_trunc('second', turn.instant + interval '999999 microseconds')
                 ELSE %(step_start)s END AS sent_timestamp
-    FROM due
+    FROM due CROSS JOIN LATERAL (
+        -- The application may not have written down yet that a period has ended, and when the next one ends.
+        SELECT CASE WHEN due.period_end <= %(at)s THEN due.period_end ELSE due.period_start END AS instant
+    ) AS turn
 ),
 named AS (
     SELECT timed.*, last_level.value AS last_value, last_level.sent_timestamp AS last_timestamp,
