@@ -232,7 +232,7 @@ def test_windows_part_at_hours_and_period_ends_and_hold_their_own_timestamp(
     name = devices.connection.info.dbname
     devices.connection.execute(f"ALTER DATABASE {name} SET TimeZone = '{zone}'")
     organisation(devices, "acme", current_period_start=turn, current_period_end=turn + 30 * DAY)
-    offsets = [timedelta(microseconds=us) for us in (-3_600_000_000, -1, 0, 1, 1_000_000, 3_599_999_999, 3_600_000_000)]
+    offsets = [timedelta(microseconds=us) for us in (-3_600_000_000, -1, 0, 0, 1, 1_000_000, 3_599_999_999, 3_600_000_000)]
     for offset in offsets:
         record(devices, "acme", 1, at=turn + offset)
     devices.run()
