@@ -44,7 +44,9 @@ placed AS (
            least(%(hour)s + interval '1 hour',
                  CASE WHEN chosen.period_start > page.occurred_at THEN chosen.period_start END,
                  CASE WHEN chosen.period_end > page.occurred_at THEN chosen.period_end END) AS window_end
-    FROM page LEFT JOIN chosen USING (n)
+    -- Every line of `chosen` is of a line of `page`, so LEFT would do; but the planner takes the newest hour to be empty,
+    -- and would then read `chosen` once for each row. FULL leaves it a hash or a merge only.
+    FROM page FULL JOIN chosen USING (n)
 ),
 summed AS (
     SELECT customer, subject, period_end, window_start, window_end, is_expired, code,
@@ -105,9 +107,12 @@ inserted AS (
     RETURNING id, identifier, state, value
 ),
 bound AS (
-    UPDATE meterctl.usage_outbox AS usage SET event_id = inserted.id
-    FROM inserted JOIN classified USING (identifier) CROSS JOIN LATERAL unnest(classified.row_ids) AS row (id)
-    WHERE usage.id = row.id
+    UPDATE meterctl.usage_outbox AS usage SET event_id = made.id
+    FROM (
+        -- FULL and OFFSET for the planner, as above.
+        SELECT inserted.id, classified.row_ids FROM inserted FULL JOIN classified USING (identifier) OFFSET 0
+    ) AS made CROSS JOIN LATERAL unnest(made.row_ids) AS row (id)
+    WHERE usage.id = row.id AND made.id IS NOT NULL
     RETURNING usage.id
 )
 SELECT outcome, code, count(*) AS event_count, coalesce(sum(value), 0) AS units, (array_agg(sample_id))[1:5] AS sample_ids,

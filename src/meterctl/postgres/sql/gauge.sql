@@ -60,7 +60,7 @@ last_level AS MATERIALIZED (
         ORDER BY event.sent_timestamp DESC LIMIT 1
     ) AS event
 ),
-gone AS (
+gone AS MATERIALIZED (
     SELECT customer, %(at)s::timestamptz AS occurred_at FROM last_level
     WHERE value <> 0 AND customer NOT IN (SELECT customer FROM level) AND NOT %(is_explicit)s
       -- Not who may have the level that cannot be told apart.
