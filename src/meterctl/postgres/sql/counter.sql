@@ -7,7 +7,7 @@ WHERE meter = %(meter)s AND event_id IS NULL AND occurred_at BETWEEN %(since)s A
 
 -- name: classify
 -- One hour of uncollected usage as events: a line for each customer, subject and part of the hour that a billing
--- period's bounds leave, and for each subject that has no customer. `outcome` is pending, expired, rejected or skipped;
+-- period's bounds leave, and for each subject that has no customer. `outcome` is pending, expired, refused or skipped;
 -- `row_ids` are what the event stands for. Parts that are still open are left out.
 -- {lock} keeps two runs from collecting the same row: the second one finds it collected.
 WITH page AS MATERIALIZED (
@@ -82,7 +82,7 @@ judged AS (
 SELECT customer, subject, period_end, window_start, value, occurred_at, sent_timestamp, identifier, row_ids,
        problem AS code,
        CASE WHEN problem = 'no_subscription' THEN 'skipped'
-            WHEN problem IS NOT NULL THEN 'rejected'
+            WHEN problem IS NOT NULL THEN 'refused'
             WHEN is_expired THEN 'expired'
             ELSE 'pending' END AS outcome
 FROM judged
@@ -120,7 +120,7 @@ SELECT outcome, code, count(*) AS event_count, coalesce(sum(value), 0) AS units,
 FROM (
     SELECT state AS outcome, NULL AS code, value, identifier AS sample_id FROM inserted
     UNION ALL
-    SELECT outcome, code, value, subject FROM classified WHERE outcome IN ('rejected', 'skipped')
+    SELECT outcome, code, value, subject FROM classified WHERE outcome IN ('refused', 'skipped')
 ) AS seen
 GROUP BY outcome, code
 
