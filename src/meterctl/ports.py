@@ -27,7 +27,11 @@ class PageKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KindCount:
-    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped, held, conflict or before_since."""
+    """Events or rows of one kind.
+
+    `outcome` is pending, rejected, expired, skipped, held, conflict, before_since or refused. What is refused cannot be
+    sent as it is, and is not in the ledger: the next run looks at it again.
+    """
 
     outcome: str
     code: str | None

@@ -32,7 +32,7 @@ def waiting_rows(kinds: Sequence[KindCount], table: str) -> Iterator[Finding]:
                 f"{what}, {formatted(kind.units)} units, were not reported within 35 days: Stripe takes them no more"
             )
             yield warned(message, "has another job billed them? docs/operating.md, Cut-over; else bill them by hand")
-        elif kind.outcome == "rejected":
+        elif kind.outcome in {"rejected", "refused"}:
             yield warned(f"{what}, older than 30 days, cannot be billed as they are", "`meterctl report -n` says why")
         else:
             message = f"{what}, {formatted(kind.units)} units, older than 30 days, wait to be reported"

@@ -25,6 +25,9 @@ HINTS = {
 
 LATE_HINT = "were accepted after their invoice was final: bill them by hand, and report more often (--recent 2d)"
 
+NEXT_HINT = "mend the cause; the next report takes it"
+"""For what is not in the ledger, so that there is nothing to retry."""
+
 RETRY_HINT = "mend the cause, then `meterctl ledger retry --code {code} --reason …`"
 
 
@@ -77,6 +80,9 @@ class Tally:
         elif kind.outcome in {"rejected", "conflict"}:
             self.rejected += kind.event_count
             self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
+        elif kind.outcome == "refused":
+            self.rejected += kind.event_count
+            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count, hint=NEXT_HINT)
 
     def settled(self, present: Sequence[SettledEvent], absent: Sequence[SettledEvent]) -> None:
         """Count what Stripe's totals proved; what is due again is counted when it is delivered."""
@@ -90,10 +96,10 @@ class Tally:
         if expired:
             self.problem("expired", expired, count=len(expired))
 
-    def problem(self, code: str, sample_ids: Iterable[str], *, count: int = 1) -> None:
-        """Note something for a person."""
+    def problem(self, code: str, sample_ids: Iterable[str], *, count: int = 1, hint: str | None = None) -> None:
+        """Note something for a person; `hint`: another than its code's."""
         if code not in self.problems:
-            self.problems[code] = Problem(code=code, hint=hint_for(code))
+            self.problems[code] = Problem(code=code, hint=hint or hint_for(code))
         problem = self.problems[code]
         problem.count += count
         problem.sample_ids += list(sample_ids)[: SAMPLES_MAX - len(problem.sample_ids)]
@@ -145,7 +151,7 @@ def summed(tallies: Iterable[Tally]) -> Tally:
             if problem.code == "late":
                 total.note_late(problem.count, tally.late_units)
             else:
-                total.problem(problem.code, problem.sample_ids, count=problem.count)
+                total.problem(problem.code, problem.sample_ids, count=problem.count, hint=problem.hint)
     return total
 
 

@@ -127,12 +127,17 @@ class PostgresCounter:
         instants = {
             "meter": self._key,
             "event_name": self._meter.event_name,
-            "done_before": now - self._meter.keep_done,
+            "done_before": now - self._kept,
             "too_old": now - KEPT_UNBILLABLE,
             "known_since": now - KEYS_LIVE,
             "batch_size": DROPPED_AT_ONCE,
         }
         return sum(self._dropped(name, instants) for name in ("drop_done", "drop_keys"))
+
+    @property
+    def _kept(self) -> timedelta:
+        """How long done usage is kept: in test mode while it can be billed, for `db forget-test` makes it due again."""
+        return self._meter.keep_done if self._owner.livemode else max(self._meter.keep_done, PAST_LIMIT)
 
     def _dropped(self, name: LiteralString, parameters: Mapping[str, Any]) -> int:
         text, total = sql.SQL(query("counter", name)), 0

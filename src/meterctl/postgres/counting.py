@@ -15,6 +15,7 @@ from meterctl.errors import ConfigurationError
 from meterctl.postgres.adopt import Adoption, Step
 from meterctl.postgres.catalog import TableInfo, current_role, fetch, find_tables, quoted_name, table_names
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.counter import OUTBOX
 from meterctl.postgres.indexes import INDEXABLE, NAME_BYTES_MAX, Relation, relations_of
 from meterctl.postgres.misfits import missing_table, table_misfits
 from meterctl.postgres.queries import query
@@ -41,7 +42,9 @@ def uncounted(connection: psycopg.Connection, key: str, meter: CounterMeter) -> 
         return [f"there is no table {meter.table}"]
     lacking = _lacking(connection, key, relations_of(connection, table.oid))
     missing = [f"{relation.sql} has no trigger that counts its rows, or a disabled one" for relation in lacking]
-    return missing or (["the function that counts its rows is another"] if _differs(connection, key, meter) else [])
+    if missing or _differs(connection, key, meter):
+        return missing or ["the function that counts its rows is another"]
+    return list(_may_not_count(connection, key))
 
 
 def _tables(
@@ -76,10 +79,12 @@ def _plan(connection: psycopg.Connection, key: str, meter: CounterMeter, table: 
         in_transaction=True,
     )
     note = f"{meter.table}: what is in it already is not counted, only what is inserted from now on"
-    return Adoption(steps=(step,), notes=(note,) if lacking else (), obstacles=tuple(_obstacles(connection, lacking)))
+    return Adoption(
+        steps=(step,), notes=(note,) if lacking else (), obstacles=tuple(_obstacles(connection, key, lacking))
+    )
 
 
-def _obstacles(connection: psycopg.Connection, lacking: Sequence[Relation]) -> Iterator[str]:
+def _obstacles(connection: psycopg.Connection, key: str, lacking: Sequence[Relation]) -> Iterator[str]:
     for relation in lacking:
         if not relation.owned:
             yield f"{relation.sql} belongs to {relation.owner}; run as {relation.owner}"
@@ -87,6 +92,7 @@ def _obstacles(connection: psycopg.Connection, lacking: Sequence[Relation]) -> I
     row = connection.execute("SELECT has_schema_privilege('meterctl', 'CREATE')").fetchone()
     if row and not row[0]:
         yield f"no function may be created in schema meterctl; GRANT CREATE ON SCHEMA meterctl TO {role};"
+    yield from _may_not_count(connection, key)
 
 
 def _lacking(connection: psycopg.Connection, key: str, relations: Sequence[Relation]) -> list[Relation]:
@@ -98,6 +104,16 @@ def _lacking(connection: psycopg.Connection, key: str, relations: Sequence[Relat
 def _differs(connection: psycopg.Connection, key: str, meter: CounterMeter) -> bool:
     rows = fetch(connection, query("adopt", "counting_function"), {"function": _name(key)})
     return not rows or rows[0]["body"].strip() != _body(key, meter).strip() or not rows[0]["is_safe"]
+
+
+def _may_not_count(connection: psycopg.Connection, key: str) -> Iterator[str]:
+    (rights,) = fetch(connection, query("adopt", "counting_rights"), {"function": _name(key)})
+    if not rights["may_count"]:
+        owner = rights["owner"]
+        yield (
+            f"the function that counts rows runs as {owner}, which may not; GRANT USAGE ON SCHEMA meterctl TO {owner}; "
+            f"GRANT INSERT ON {OUTBOX} TO {owner};"
+        )
 
 
 def _name(key: str) -> str:

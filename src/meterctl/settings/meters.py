@@ -215,7 +215,7 @@ class CounterMeter(Meter):
     keep_done: Span = Field(
         default=timedelta(days=7),
         description='How long recorded usage is kept after it was collected, as "12h" or "7d"; its sums stay in the '
-        "ledger.",
+        "ledger. In test mode at least 35 days.",
     )
     formula: Literal["sum"] = Field(default="sum", description="The meter's default_aggregation in Stripe.")
     window: Literal["hour"] = Field(default="hour", description="What one event covers.")

@@ -7,7 +7,7 @@ WHERE meter = %(meter)s AND event_id IS NULL AND occurred_at BETWEEN %(since)s A
 
 -- name: classify
 -- One hour of uncollected usage as events: a line for each customer, subject and part of the hour that a billing
--- period's bounds leave, and for each subject that has no customer. `outcome` is pending, expired, rejected or skipped;
+-- period's bounds leave, and for each subject that has no customer. `outcome` is pending, expired, refused or skipped;
 -- `row_ids` are what the event stands for. Parts that are still open are left out.
 -- {lock} keeps two runs from collecting the same row: the second one finds it collected.
 WITH page AS MATERIALIZED (
@@ -44,7 +44,9 @@ placed AS (
            least(%(hour)s + interval '1 hour',
                  CASE WHEN chosen.period_start > page.occurred_at THEN chosen.period_start END,
                  CASE WHEN chosen.period_end > page.occurred_at THEN chosen.period_end END) AS window_end
-    FROM page LEFT JOIN chosen USING (n)
+    -- Every line of `chosen` is of a line of `page`, so LEFT would do; but the planner takes the newest hour to be empty,
+    -- and would then read `chosen` once for each row. FULL leaves it a hash or a merge only.
+    FROM page FULL JOIN chosen USING (n)
 ),
 summed AS (
     SELECT customer, subject, period_end, window_start, window_end, is_expired, code,
@@ -80,7 +82,7 @@ judged AS (
 SELECT customer, subject, period_end, window_start, value, occurred_at, sent_timestamp, identifier, row_ids,
        problem AS code,
        CASE WHEN problem = 'no_subscription' THEN 'skipped'
-            WHEN problem IS NOT NULL THEN 'rejected'
+            WHEN problem IS NOT NULL THEN 'refused'
             WHEN is_expired THEN 'expired'
             ELSE 'pending' END AS outcome
 FROM judged
@@ -105,9 +107,12 @@ inserted AS (
     RETURNING id, identifier, state, value
 ),
 bound AS (
-    UPDATE meterctl.usage_outbox AS usage SET event_id = inserted.id
-    FROM inserted JOIN classified USING (identifier) CROSS JOIN LATERAL unnest(classified.row_ids) AS row (id)
-    WHERE usage.id = row.id
+    UPDATE meterctl.usage_outbox AS usage SET event_id = made.id
+    FROM (
+        -- FULL and OFFSET for the planner, as above.
+        SELECT inserted.id, classified.row_ids FROM inserted FULL JOIN classified USING (identifier) OFFSET 0
+    ) AS made CROSS JOIN LATERAL unnest(made.row_ids) AS row (id)
+    WHERE usage.id = row.id AND made.id IS NOT NULL
     RETURNING usage.id
 )
 SELECT outcome, code, count(*) AS event_count, coalesce(sum(value), 0) AS units, (array_agg(sample_id))[1:5] AS sample_ids,
@@ -115,7 +120,7 @@ SELECT outcome, code, count(*) AS event_count, coalesce(sum(value), 0) AS units,
 FROM (
     SELECT state AS outcome, NULL AS code, value, identifier AS sample_id FROM inserted
     UNION ALL
-    SELECT outcome, code, value, subject FROM classified WHERE outcome IN ('rejected', 'skipped')
+    SELECT outcome, code, value, subject FROM classified WHERE outcome IN ('refused', 'skipped')
 ) AS seen
 GROUP BY outcome, code
 

@@ -1,7 +1,7 @@
 -- name: classify
 -- Levels at an instant, a line for each customer, and for each subject that has none: `outcome` is pending, held (fell
 -- to 0 together with most others), known (this step was reported), newer (a later level of the period was sent),
--- rejected or skipped. Whoever had a level the last time and has no line now, has the level 0, as long as a subscription
+-- refused or skipped. Whoever had a level the last time and has no line now, has the level 0, as long as a subscription
 -- is in force. A subject's subscription that knows no period has that of the customer's others.
 -- {explicit} stands in for what the table says of one subject. {payers} is as for rows.
 WITH RECURSIVE page AS MATERIALIZED (
@@ -61,7 +61,7 @@ last_level AS MATERIALIZED (
         ORDER BY event.sent_timestamp DESC LIMIT 1
     ) AS event
 ),
-candidate AS (
+candidate AS MATERIALIZED (
     -- Not among them who may have the level that cannot be told apart.
     SELECT customer, %(at)s::timestamptz AS occurred_at
     FROM (SELECT customer FROM level
@@ -127,10 +127,10 @@ weighed AS (
     FROM judged
 )
 SELECT customer, subject, value, period_end, sent_timestamp, identifier, known_value,
-       CASE outcome WHEN 'rejected' THEN 'local:identifier_collision' WHEN 'held' THEN 'fell_to_zero' END AS code,
+       CASE outcome WHEN 'refused' THEN 'local:identifier_collision' WHEN 'held' THEN 'fell_to_zero' END AS code,
        outcome
 FROM weighed CROSS JOIN LATERAL (
-    SELECT CASE WHEN is_taken THEN 'rejected'
+    SELECT CASE WHEN is_taken THEN 'refused'
                 WHEN is_known THEN 'known'
                 WHEN is_older AND NOT %(insisted)s THEN 'newer'
                 WHEN falls AND most_fall AND NOT %(accept_zeros)s AND NOT %(is_explicit)s THEN 'held'
@@ -138,7 +138,7 @@ FROM weighed CROSS JOIN LATERAL (
 ) AS judgement
 UNION ALL
 SELECT NULL, subject, NULL, NULL, NULL, NULL, NULL, code,
-       CASE WHEN code = 'no_subscription' THEN 'skipped' ELSE 'rejected' END
+       CASE WHEN code = 'no_subscription' THEN 'skipped' ELSE 'refused' END
 FROM asked
 WHERE code IS NOT NULL AND (is_explicit OR NOT %(is_explicit)s)
 
