@@ -8,6 +8,7 @@ from typing import Protocol
 
 from meterctl.core.model import Claim, Heard, MeterEvent, Outcome
 from meterctl.core.reconciliation import Difference, Proof, Span, SpanBooks
+from meterctl.core.scope import Scope, UsageSpan
 from meterctl.core.settlement import Books, HeldReason, Series, Verdict, Window
 from meterctl.core.state import Transition
 
@@ -22,7 +23,10 @@ class PageKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KindCount:
-    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped, held or conflict."""
+    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped, held, conflict, known or newer.
+
+    `late_count` are those whose invoice is final.
+    """
 
     outcome: str
     code: str | None
@@ -31,6 +35,7 @@ class KindCount:
     sample_ids: tuple[str, ...] = ()
     customer_count: int = 0
     oldest: datetime | None = None
+    late_count: int = 0
 
     @property
     def problem_code(self) -> str:
@@ -49,13 +54,29 @@ class Page:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowWindow:
-    """Which rows a run looks at. `since` is inclusive; rows between `expired_before` and `fresh_from` wait a little."""
+    """Which rows a run looks at. Both ends are inclusive; rows between `expired_before` and `fresh_from` wait a little.
+
+    `span` is what the run is confined to, if it is: then rows without a time are not looked at either. `as_of` is the
+    run's instant, where that is not `until`.
+    """
 
     since: datetime
     until: datetime
     fresh_from: datetime
     expired_before: datetime
     row_ids: tuple[str, ...] = ()
+    span: UsageSpan | None = None
+    as_of: datetime | None = None
+
+    @property
+    def now(self) -> datetime:
+        """The run's instant."""
+        return self.as_of or self.until
+
+    @property
+    def scope(self) -> Scope:
+        """Which of the ledger's events belong to it."""
+        return Scope(row_ids=self.row_ids, span=self.span)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +85,14 @@ class Backlog:
 
     row_count: int
     oldest: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpanCounts:
+    """Rows, or events, of a span that nothing need or can be done about: Stripe has them, or takes them no more."""
+
+    reported: int
+    too_old: int
 
 
 class UsageSource(Protocol):
@@ -75,8 +104,17 @@ class UsageSource(Protocol):
         """Turn the next page of usage into ledger events, at most `room` of them to be sent, in one transaction."""
         ...
 
-    def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
-        """Return what collecting and delivering everything would do; writes nothing."""
+    def preview(
+        self, window: RowWindow, *, doubt_horizon: datetime, late_before: datetime | None = None
+    ) -> list[KindCount]:
+        """Return what collecting and delivering everything would do; writes nothing.
+
+        `late_before`: events whose period ended before it are counted as late.
+        """
+        ...
+
+    def span_counts(self, window: RowWindow) -> SpanCounts:
+        """Return what of the window's span is reported, and what is not and lies before `fresh_from`."""
         ...
 
     def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:

@@ -160,7 +160,7 @@ NOT EXISTS (
 -- name: supersede
 UPDATE meterctl.meter_events AS e
 SET state = 'superseded', doubt_since = NULL, held_reason = NULL
-WHERE e.event_name = %(event_name)s AND e.state IN ('pending', 'in_doubt') AND NOT {may_be_sent}
+WHERE e.event_name = %(event_name)s AND e.state IN ('pending', 'in_doubt') AND {only} AND NOT {may_be_sent}
 
 -- name: take_over
 -- The run that holds the meter's lock comes back for what dead runs left: their attempts' fate is unknown. Locked: one
@@ -179,9 +179,9 @@ UPDATE meterctl.meter_events
 SET state = 'expired', error_code = 'expired', error_message = 'older than 35 days before it could be sent',
     doubt_since = NULL
 WHERE state IN ('pending', 'in_doubt') AND id IN (
-    SELECT id FROM meterctl.meter_events
+    SELECT id FROM meterctl.meter_events AS e
     WHERE event_name = %(event_name)s AND (state = 'pending' OR state = 'in_doubt' AND %(keeps_last)s)
-      AND sent_timestamp < %(expired_before)s
+      AND sent_timestamp < %(expired_before)s AND {only}
     FOR UPDATE SKIP LOCKED)
 RETURNING coalesce(source_row_id, identifier) AS sample_id
 
@@ -199,6 +199,13 @@ FROM (
     FROM meterctl.meter_events AS e
     WHERE event_name = %(event_name)s AND state IN ('pending', 'in_doubt') AND {only}
 ) AS open
+
+-- name: span_counts
+-- Of a span's events, how many Stripe has, and how many became too old for it. What is accepted was accepted since.
+SELECT count(*) FILTER (WHERE e.state = 'accepted') AS reported, count(*) FILTER (WHERE e.state = 'expired') AS expired
+FROM meterctl.meter_events AS e
+WHERE e.event_name = %(event_name)s AND {only}
+  AND (e.state = 'expired' OR e.state = 'accepted' AND e.accepted_at >= %(span_since)s)
 
 -- name: untold
 -- What runs found that did not live to say so: of this meter, whatever it and its event_name were called then.
