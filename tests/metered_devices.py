@@ -25,12 +25,15 @@ def open_devices(database_url: str) -> Iterator[World]:
         yield world
 
 
-def organisation(world: World, name: str, *, sensors: int = 0, pays: bool = True, **columns: Any) -> str:
-    """An organisation with active sensors, and unless it does not pay, a subscription; returns its customer."""
+def organisation(
+    world: World, name: str, *, sensors: int = 0, pays: bool = True, known: bool = True, **columns: Any
+) -> str:
+    """An organisation with active sensors and, if it pays, a subscription; returns its customer."""
     world.insert("organizations", {"id": name, "name": name})
     if pays:
         world.insert("subscriptions", {"organization_id": name, "stripe_customer_id": f"cus_{name}"} | columns)
-        world.stripe.create_customer(f"cus_{name}")
+        if known:
+            world.stripe.create_customer(f"cus_{name}")
     add_sensors(world, name, sensors)
     return f"cus_{name}"
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
 
+from meterctl.core.meter_check import StripeMeter
 from meterctl.core.model import Claim, Heard, MeterEvent, Outcome
 from meterctl.core.reconciliation import Difference, Proof, Span, SpanBooks
 from meterctl.core.scope import Scope, UsageSpan
@@ -15,7 +16,10 @@ from meterctl.core.state import Transition
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageKey:
-    """Where a page of rows ended: go on behind it. Without `row_id`: before the first row that has no time."""
+    """Where a page of rows ended: go on behind it. Without `row_id`: before the first row that has no time.
+
+    `occurred_at` is what the column holds: local time where the column's type has no time zone.
+    """
 
     occurred_at: datetime | None
     row_id: str | None
@@ -23,9 +27,9 @@ class PageKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KindCount:
-    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped, held, conflict, known or newer.
+    """Events or rows of one kind, `late_count` of them after their invoice was final.
 
-    `late_count` are those whose invoice is final.
+    `outcome` is pending, rejected, expired, skipped, held, conflict, known, newer or before_since.
     """
 
     outcome: str
@@ -338,6 +342,18 @@ class ReconciliationLedger(Protocol):
 
     def store(self, comparison: Comparison, *, is_full: bool) -> Proof:
         """Keep what was found; return what is proven of the customer now."""
+        ...
+
+
+class MeterCatalog(Protocol):
+    """Stripe's meters, and what they cost."""
+
+    def meters(self) -> list[StripeMeter]:
+        """Return all meters, deactivated ones too. Raises the MeterctlError that fits."""
+        ...
+
+    def is_priced(self, meter_id: str) -> bool:
+        """Return whether an active price is linked to the meter. Raises the MeterctlError that fits."""
         ...
 
 

@@ -237,13 +237,14 @@ def test_a_doubtful_level_of_an_earlier_period_is_sent_all_the_same(devices: Wor
     assert [at for _, _, at in sent(devices, GAUGE)] == [start, start + 30 * HOUR]
 
 
-def test_a_level_too_old_for_stripe_expires_though_it_is_in_doubt(devices: World) -> None:
+def test_a_doubtful_level_too_old_to_be_sent_again_is_a_persons_to_decide(devices: World) -> None:
     organisation(devices, "acme", sensors=3, ended_at=devices.time.now() + HOUR)
     devices.stripe.add_fault(Fault(kind=FaultKind.RESET, times=None))
     devices.run()
     devices.time.advance(36 * DAY)
     result = devices.run()
-    assert (states(devices), result.exit_code) == (["expired"], ExitCode.PROBLEMS)
+    assert (states(devices), result.exit_code) == (["in_doubt"], ExitCode.PROBLEMS)
+    assert [event["held_reason"] for event in devices.events()] == ["too_old"]
 
 
 def test_the_dry_run_says_what_a_run_sends(devices: World) -> None:

@@ -14,7 +14,7 @@ from typing import IO
 from meterctl.sandbox.postgres import EmbeddedPostgres
 from postgres_fixtures import clone, make_template
 from simulation.planted import DEFECTS, planted
-from simulation.seeds import simulate
+from simulation.seeds import COMPANIES, simulate
 
 
 def main() -> int:
@@ -24,14 +24,17 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument("--plant", choices=sorted(DEFECTS), help="switch on a defect that the simulation must find")
+    parser.add_argument("--company", choices=sorted(COMPANIES), default="rows", help="whose nights (rows)")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.part is not None:
-        return _part(range(asked.first + asked.part, asked.first + asked.seeds, asked.jobs), asked.plant)
+        seeds = range(asked.first + asked.part, asked.first + asked.seeds, asked.jobs)
+        return _part(seeds, asked.company, asked.plant)
     started_s = time.monotonic()
     failed = _in_processes(asked.jobs)
     took_s = time.monotonic() - started_s
-    _say(f"{asked.seeds} seeds from {asked.first}, {failed} failed, {took_s:.0f} s in {asked.jobs} processes")
+    ran = f"{asked.seeds} seeds of {asked.company} from {asked.first}"
+    _say(f"{ran}, {failed} failed, {took_s:.0f} s in {asked.jobs} processes")
     return 1 if failed else 0
 
 
@@ -63,13 +66,13 @@ def _relayed(lines: Iterable[str]) -> int:
     return count
 
 
-def _part(seeds: range, plant: str | None) -> int:
-    for failure in _failures(seeds, plant):
+def _part(seeds: range, company: str, plant: str | None) -> int:
+    for failure in _failures(seeds, company, plant):
         _say(failure)
     return 0
 
 
-def _failures(seeds: range, plant: str | None) -> Iterator[str]:
+def _failures(seeds: range, company: str, plant: str | None) -> Iterator[str]:
     server = EmbeddedPostgres()
     server.start()
     try:
@@ -77,7 +80,7 @@ def _failures(seeds: range, plant: str | None) -> Iterator[str]:
         for seed in seeds:
             try:
                 with clone(server, template) as url, planted(plant):
-                    simulate(url, seed)
+                    simulate(url, seed, company=company)
             except AssertionError as error:
                 yield str(error)
     finally:

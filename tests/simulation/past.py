@@ -12,11 +12,13 @@ CREATE TABLE kept.meter_events AS TABLE meterctl.meter_events;
 CREATE TABLE kept.settlements AS TABLE meterctl.settlements;
 CREATE TABLE kept.runs AS TABLE meterctl.runs;
 CREATE TABLE kept.identity AS TABLE meterctl.identity;
+CREATE TABLE kept.outbox AS SELECT id, event_id FROM meterctl.usage_outbox;
 CREATE TABLE kept.stamps AS SELECT id, stripe_reported_at FROM usage_events
 """
 
 SET_BACK = """
-TRUNCATE meterctl.meter_events, meterctl.settlements, meterctl.runs, meterctl.identity;
+DELETE FROM meterctl.meter_events;
+TRUNCATE meterctl.settlements, meterctl.runs, meterctl.identity;
 INSERT INTO meterctl.meter_events OVERRIDING SYSTEM VALUE TABLE kept.meter_events;
 INSERT INTO meterctl.settlements OVERRIDING SYSTEM VALUE TABLE kept.settlements;
 INSERT INTO meterctl.runs OVERRIDING SYSTEM VALUE TABLE kept.runs;
@@ -24,6 +26,7 @@ INSERT INTO meterctl.identity TABLE kept.identity;
 SELECT setval(pg_get_serial_sequence('meterctl.meter_events', 'id'), max(id) + 1, false) FROM meterctl.meter_events;
 SELECT setval(pg_get_serial_sequence('meterctl.settlements', 'id'), max(id) + 1, false) FROM kept.settlements;
 SELECT setval(pg_get_serial_sequence('meterctl.runs', 'id'), max(id) + 1, false) FROM kept.runs;
+UPDATE meterctl.usage_outbox AS o SET event_id = k.event_id FROM kept.outbox AS k WHERE k.id = o.id;
 UPDATE usage_events AS u
 SET stripe_reported_at = (SELECT s.stripe_reported_at FROM kept.stamps AS s WHERE s.id = u.id);
 UPDATE meterctl.identity SET timeline = 'another'

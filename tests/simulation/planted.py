@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, LiteralString
 from unittest.mock import patch
 
 import psycopg
+from psycopg import sql
 
 from meterctl.actions import deliver, settle
 from meterctl.cli import db_recover
@@ -20,6 +21,7 @@ Patches = Callable[[], list[Any]]
 
 _verdict = state._verdict  # noqa: SLF001 -- the very decision that is to go wrong
 _exchange = PostgresMeterLedger.exchange
+_composed = PostgresMeterLedger._composed  # noqa: SLF001 -- as above
 
 
 def _safe_window_ignored() -> list[Any]:
@@ -124,6 +126,17 @@ def _recovery_doubts_nothing() -> list[Any]:
     return [patch.object(db_recover, "end_recovery", end)]
 
 
+def _levels_in_any_order() -> list[Any]:
+    """An older level is sent behind a newer one."""
+
+    def composed(self: PostgresMeterLedger, text: LiteralString) -> sql.Composed:
+        if self._keeps_last:
+            self._may_be_sent = sql.SQL("true")
+        return _composed(self, text)
+
+    return [patch.object(PostgresMeterLedger, "_composed", composed)]
+
+
 DEFECTS: Mapping[str, Patches] = {
     "safe-window-ignored": _safe_window_ignored,
     "claim-not-committed": _claim_not_committed,
@@ -132,6 +145,7 @@ DEFECTS: Mapping[str, Patches] = {
     "throttling-clears-a-doubt": _throttling_clears_a_doubt,
     "key-kept-after-an-answer": _key_kept_after_an_answer,
     "one-read-believed": _one_read_believed,
+    "levels-in-any-order": _levels_in_any_order,
     "recovery-doubts-nothing": _recovery_doubts_nothing,
 }
 

@@ -2,17 +2,22 @@
 
 import psycopg
 
-from simulation.nights import Simulation, check
+from simulation.company import Founder
+from simulation.devices_company import DevicesCompany
+from simulation.nights import Simulation
+from simulation.rows_company import RowsCompany
 from world import open_world
 
+COMPANIES: dict[str, Founder] = {"rows": RowsCompany, "devices": DevicesCompany}
 
-def simulate(database_url: str, seed: int) -> None:
+
+def simulate(database_url: str, seed: int, *, company: str = "rows") -> None:
     """Live through one seed on a migrated database. Raises AssertionError with the seed and its steps."""
     with open_world(database_url) as world, psycopg.connect(database_url, autocommit=True) as plain:
-        simulation = Simulation(world=world, plain=plain, seed=seed)
+        simulation = Simulation(world=world, plain=plain, seed=seed, founder=COMPANIES[company])
         try:
             simulation.run()
-            check(world)
+            simulation.company.check()
         except Exception as error:
             steps = "\n  ".join(simulation.steps)
-            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n  {steps}") from error
+            raise AssertionError(f"seed {seed} of {company}: {type(error).__name__}: {error}\n  {steps}") from error

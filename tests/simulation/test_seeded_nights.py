@@ -2,11 +2,13 @@
 
 import pytest
 
-from simulation.seeds import simulate
+from simulation.seeds import COMPANIES, simulate
 
 SEEDS = range(40)
+"""Of each company."""
 
 
+@pytest.mark.parametrize("company", COMPANIES)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_after_the_faults_stop_every_unit_is_billed_once(database_url: str, seed: int) -> None:
-    simulate(database_url, seed)
+def test_after_the_faults_stop_every_unit_is_billed_once(database_url: str, seed: int, company: str) -> None:
+    simulate(database_url, seed, company=company)

@@ -8,6 +8,7 @@ from meterctl.actions.tally import Tally
 from meterctl.clock import Clock
 from meterctl.core.model import PAST_LIMIT
 from meterctl.core.scope import UsageSpan
+from meterctl.logs import get_logger
 from meterctl.ports import MeterLedger, Page, PageKey, RowWindow, UsageSource
 
 LOOK_BACK = PAST_LIMIT - timedelta(hours=1)
@@ -34,6 +35,12 @@ def row_window(
         span=span,
         as_of=now,
     )
+
+
+SKIPPED = {"no_subscription": "no Stripe customer"}
+"""Code of a skip that names its subjects → why."""
+
+log = get_logger()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,5 +76,9 @@ class Collection:
             self.ledger.stamp(page.unstamped_row_ids, now=self.clock.now())
         for kind in page.kinds:
             self.tally.collected(kind)
+            if kind.code in SKIPPED:
+                log.info(
+                    "skipped", event_name=self.tally.event_name, reason=SKIPPED[kind.code], subjects=kind.sample_ids
+                )
             if self.room is not None and kind.outcome == "pending":
                 self.room -= kind.event_count

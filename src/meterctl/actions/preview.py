@@ -15,7 +15,8 @@ from meterctl.ports import KindCount, UsageSource
 class Plan:
     """What one meter's report would send. `calls` is one per event; `customers` counts distinct ones.
 
-    `late` are the events whose invoice is final, where that was asked.
+    `before_since` counts unreported rows that are not the meter's, since they lie before its `since`; `late` the events
+    whose invoice is final, where that was asked.
     """
 
     event_name: str
@@ -25,6 +26,7 @@ class Plan:
     customers: int = 0
     oldest: datetime | None = None
     late: int = 0
+    before_since: int = 0
     held_ids: list[str] = field(default_factory=list)
 
     def minutes(self, rate_per_s: float | None) -> float | None:
@@ -65,5 +67,7 @@ def _note(plan: Plan, kind: KindCount) -> None:
         plan.late += kind.late_count
         plan.customers = max(plan.customers, kind.customer_count)
         plan.oldest = min((i for i in (plan.oldest, kind.oldest) if i), default=None)
+    elif kind.outcome == "before_since":
+        plan.before_since += kind.event_count
     else:
         plan.tally.collected(kind)

@@ -19,7 +19,7 @@ HINTS = {
     "row_reused": "the ledger has an event of another instant under this row's id: give the row an unused id",
     "fell_to_zero": "more than half of all levels fell to 0 at once, so none of these was sent; if it is true: "
     "`meterctl report-sensors --accept-zeros`",
-    "unknown_meter": "no enabled meter has this event_name: restore it in the configuration; its events stay due",
+    "unknown_meter": "no enabled meter sends it: restore or enable one in the configuration; what there is stays due",
 }
 """Problem → what to do next; other rejections are mended at their cause and retried."""
 

@@ -1,6 +1,7 @@
 """A meter's adapters for one run: where usage is read, the ledger it goes to, and how its old doubts are settled."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from meterctl.actions.meter_report import MeterJob
 from meterctl.core.scope import Scope
@@ -10,7 +11,9 @@ from meterctl.postgres.ledger import EVERYTHING, PostgresMeterLedger
 from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.settlements import PostgresSettlements
 from meterctl.postgres.sources import Sources
-from meterctl.settings import RowsMeter
+from meterctl.settings import GaugeMeter, MeterSettings, RowsMeter
+
+ALWAYS = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +36,7 @@ class MeterWiring:
             ledger=self.ledger(key, source, scope=scope),
             settlements=self.settlements(key) if is_whole else None,
             totals=totals,
-            adopt_identifiers_until=meter.adopt_identifiers_until if isinstance(meter, RowsMeter) else None,
+            adopt_identifiers_until=_adopted_until(meter),
             tidy=source.tidy if isinstance(source, PostgresCounter) and is_whole else lambda _: None,
         )
 
@@ -56,3 +59,14 @@ class MeterWiring:
         return PostgresSettlements(
             self.sources.connection, event_name=meter.event_name, formula=meter.formula, run_id=self.run_id
         )
+
+
+def _adopted_until(meter: MeterSettings) -> datetime | None:
+    """Return until when an identifier that Stripe has already counts as reported.
+
+    Always, of a level: nobody but us makes its identifier, though perhaps in a past that the database has lost. What it
+    was then, the next step replaces.
+    """
+    if isinstance(meter, GaugeMeter):
+        return ALWAYS
+    return meter.adopt_identifiers_until if isinstance(meter, RowsMeter) else None

@@ -221,6 +221,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 def tell(document: ReportDocument, settings: "Settings", asked: "Asked") -> None:
     """Print the run's result and write its one canonical log line. From then on its problems are no news."""
     show_report(document, as_json=asked.run.as_json, quiet=asked.run.quiet, colour=not asked.run.no_color)
+    if asked.level.subject is not None and document.totals.skipped and not asked.run.quiet:
+        print(f"meterctl: {asked.level.subject}: no Stripe customer for it; nothing was sent", file=sys.stderr)
     # On a terminal the table has said it; elsewhere a run that did not go well is logged even under -q.
     level = log.info if document.exit_code == ExitCode.OK or sys.stderr.isatty() else log.error
     level(

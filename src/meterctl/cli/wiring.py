@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,6 +14,7 @@ from meterctl.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from meterctl.core.diagnosis import Finding
     from meterctl.postgres.connect import Connection
     from meterctl.settings import Settings
 
@@ -24,13 +26,22 @@ def open_settings(
     verbose: bool = False,
     quiet: bool = False,
     no_color: bool = False,
+    require_database: bool = True,
+    file: "Path | None" = None,
 ) -> "Settings":
-    """Read the settings (flag > environment > file > default) and set up the logs so that no secret passes them."""
+    """Read the settings (flag > environment > file > default) and set up the logs so that no secret passes them.
+
+    `file` is read instead of the one that `-c` names.
+    """
     from meterctl.logs import configure_logs, get_logger
     from meterctl.settings import load_settings
 
-    file: Path | None = context.find_root().obj
-    settings = load_settings(config_file=file, environ=os.environ, flags=flags or {})
+    settings = load_settings(
+        config_file=file or context.find_root().obj,
+        environ=os.environ,
+        flags=flags or {},
+        require_database=require_database,
+    )
     configure_logs(
         sys.stderr,
         level=_log_level(verbose=verbose, quiet=quiet, terminal=sys.stderr.isatty()),
@@ -62,6 +73,14 @@ def open_database(settings: "Settings") -> "Iterator[Connection]":
     with connect(settings.database_url.get_secret_value(), application_name=run_label()) as connection:
         require_schema(connection)
         yield connection
+
+
+def redacted(finding: "Finding") -> "Finding":
+    """Return a finding that no secret stands in, whoever's words it repeats."""
+    from meterctl.logs import redact
+
+    remedy = finding.remedy and redact(finding.remedy)
+    return replace(finding, message=redact(finding.message), remedy=remedy)
 
 
 def confirmed_for(account: str, question: str, *, livemode: bool, yes: bool, confirm: str | None) -> bool:

@@ -38,6 +38,7 @@ class HeldReason(StrEnum):
     FOREIGN = "foreign"
     AMBIGUOUS = "ambiguous"
     IMPRECISE = "imprecise"
+    TOO_OLD = "too_old"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

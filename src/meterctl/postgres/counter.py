@@ -62,7 +62,8 @@ class PostgresCounter:
     ) -> None:
         self._connection = connection
         self._key, self._meter, self._owner, self._open_too = key, meter, owner, open_too
-        self._payers = PayersSql(meter.payers, lookups)
+        with transaction(connection, read_only=True):
+            self._payers = PayersSql.of(connection, meter.payers, lookups)
 
     def collect(
         self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime, room: int | None = None

@@ -12,7 +12,8 @@ from meterctl.errors import ConfigurationError, InputError, UsageError
 from meterctl.ports import KindCount, Page, PageKey, RowWindow, SpanCounts
 from meterctl.postgres.catalog import TableInfo, table_info
 from meterctl.postgres.connect import transaction
-from meterctl.postgres.payers_sql import PayersSql, quoted, raw
+from meterctl.postgres.fragments import quoted, raw
+from meterctl.postgres.payers_sql import PayersSql
 from meterctl.postgres.queries import query
 from meterctl.postgres.rereading import reread_windows
 from meterctl.postgres.scope_sql import in_scope, scope_parameters
@@ -41,9 +42,9 @@ class PostgresGauge:
     ) -> None:
         self._connection = connection
         self._key, self._meter, self._owner, self._request = key, meter, owner, request
-        self._payers = PayersSql(meter.payers, lookups)
         with transaction(connection, read_only=True):
             found = table_info(connection, meter.table_parts)
+            self._payers = PayersSql.of(connection, meter.payers, lookups)
         if found is None:
             raise ConfigurationError(f"meter {key}: there is no table {meter.table}", hint="run `meterctl db check`")
         self._table: TableInfo = found

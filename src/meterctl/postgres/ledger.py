@@ -17,6 +17,7 @@ from meterctl.core.state import Transition
 from meterctl.logs import get_logger
 from meterctl.ports import Claimed, ClaimRequest, KindCount, OpenCounts, Undeliverable
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.plans import Plan, plan_of
 from meterctl.postgres.queries import query
 from meterctl.postgres.scope_sql import in_scope, scope_parameters
 
@@ -63,7 +64,6 @@ class PostgresMeterLedger:
             "meter": meter,
             "event_name": event_name,
             "run_id": run_id,
-            "keeps_last": keeps_last,
         }
         self._may_be_sent = sql.SQL(query("ledger", "nothing_newer_sent" if keeps_last else "minute_is_settled"))
         self._keeps_last = keeps_last
@@ -75,10 +75,11 @@ class PostgresMeterLedger:
 
     def expire(self, *, expired_before: datetime) -> list[str]:
         """Expire what was never processed and is too old now; return the rows' ids."""
+        parameters = self._shared | {"expired_before": expired_before}
         with transaction(self._connection):
-            rows = self._connection.execute(
-                self._composed(query("ledger", "expire")), self._shared | {"expired_before": expired_before}
-            ).fetchall()
+            rows = self._connection.execute(self._composed(query("ledger", "expire")), parameters).fetchall()
+            if self._keeps_last:
+                self._connection.execute(self._composed(query("ledger", "hold_too_old")), parameters)
         return [row[0] for row in rows]
 
     def supersede(self) -> int:
@@ -168,6 +169,11 @@ class PostgresMeterLedger:
             after_customer=rows[0]["reached_customer"],
             scan_ended=rows[0]["scan_ended"],
         )
+
+    def explain_claim(self, request: ClaimRequest) -> Plan:
+        """Return how PostgreSQL would claim, without reading an event, within the caller's transaction."""
+        text = self._composed(query("ledger", "claim_fresh"))
+        return plan_of(self._connection, text, self._claim_parameters(request))
 
     def _claim_parameters(self, request: ClaimRequest) -> dict[str, Any]:
         return self._shared | {

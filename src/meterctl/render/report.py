@@ -106,6 +106,7 @@ def _plan(plan: Plan, rate_per_s: float | None) -> dict[str, object]:
         "units": formatted(plan.units),
         "customers": plan.customers,
         "oldest": _iso(plan.oldest) if plan.oldest else None,
+        "before_since": plan.before_since,
         "calls": plan.events,
         "minutes": plan.minutes(rate_per_s),
     }
@@ -121,6 +122,8 @@ def _show_plan(plan: Plan, rate_per_s: float | None) -> None:
     tally = plan.tally
     if tally.skipped:
         print(f"  skipped: {tally.skipped} rows without a subscription at their instant")
+    if plan.before_since:
+        print(f"  not this meter's: {plan.before_since} unreported rows before its `since`")
     for problem in tally.problems.values():
         samples = f" (e.g. {', '.join(problem.sample_ids)})" if problem.sample_ids else ""
         print(f"  {problem.code}: {problem.count}{samples}")

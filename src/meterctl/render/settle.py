@@ -26,6 +26,7 @@ REASONS: dict[str, str] = {
     HeldReason.SHORTFALL: "Stripe has less than the ledger counts as accepted",
     HeldReason.FOREIGN: "no combination of the doubts makes up Stripe's total: does somebody else report, too?",
     HeldReason.AMBIGUOUS: "several combinations of the doubts make up Stripe's total",
+    HeldReason.TOO_OLD: "a level that may have arrived, and is older than the 35 days in which it could be sent again",
     HeldReason.IMPRECISE: "the total is too large for Stripe's number to tell the doubts apart",
 }
 

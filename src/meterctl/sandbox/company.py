@@ -62,7 +62,8 @@ def running_company(*, tcp: bool) -> Iterator[Company]:
         with psycopg.connect(url) as connection:
             connection.execute(_sql("shipped_tables.sql"))
             connection.execute(_sql("sample_data.sql"))
-        stripe.create_meter(event_name="ai_suggestion", display_name="AI suggestions")
+        meter = stripe.create_meter(event_name="ai_suggestion", display_name="AI suggestions")
+        stripe.create_price(meter.id, unit_amount="2.5")
         for customer in CUSTOMERS:
             stripe.create_customer(customer)
         yield Company(stripe=stripe, database_url=url)

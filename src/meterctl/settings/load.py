@@ -41,7 +41,8 @@ class Settings:
     """All of the configuration, sound in itself. Whether the database has its tables is found out elsewhere.
 
     `database_url` is empty where libpq's own PG* variables name the database. `lookups` and `meters` are keyed by their
-    tables' names in the file; a meter's key is its name in the ledger. `warnings` are lines for a person.
+    tables' names in the file; a meter's key is its name in the ledger. `warnings` are lines for a person. `file` is the
+    configuration file that was read, None if there is none.
     """
 
     stripe: StripeSettings
@@ -51,6 +52,7 @@ class Settings:
     warnings: tuple[str, ...] = ()
     origins: Origins = field(default_factory=Origins)
     database_password: SecretStr | None = None
+    file: Path | None = None
 
     def where(self, key: str) -> str:
         """Given a dotted key (`meters.ai_suggestion.table`), return where a person finds it: `FILE: key`."""
@@ -104,6 +106,7 @@ def load_settings(
         warnings=tuple(findings.warnings),
         origins=document.origins,
         database_password=SecretStr(environ["PGPASSWORD"]) if environ.get("PGPASSWORD") else None,
+        file=document.file,
     )
 
 

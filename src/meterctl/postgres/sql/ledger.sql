@@ -162,6 +162,12 @@ UPDATE meterctl.meter_events AS e
 SET state = 'superseded', doubt_since = NULL, held_reason = NULL
 WHERE e.event_name = %(event_name)s AND e.state IN ('pending', 'in_doubt') AND {only} AND NOT {may_be_sent}
 
+-- name: hold_too_old
+-- A doubt about a level is settled by sending it again; when that is over, a person must say.
+UPDATE meterctl.meter_events AS e SET held_reason = 'too_old'
+WHERE event_name = %(event_name)s AND state = 'in_doubt' AND held_reason IS NULL
+  AND sent_timestamp < %(expired_before)s AND {only}
+
 -- name: take_over
 -- The run that holds the meter's lock comes back for what dead runs left: their attempts' fate is unknown. Locked: one
 -- of them is not dead, but only slow to commit.
@@ -173,15 +179,12 @@ WHERE state = 'sending' AND id IN (
     FOR UPDATE SKIP LOCKED)
 
 -- name: expire
--- Never attempted, or every attempt proven unprocessed, and older than Stripe takes. A doubt about a level would be
--- settled by sending it again, which is over, too.
+-- Never attempted, or every attempt proven unprocessed, and older than Stripe takes.
 UPDATE meterctl.meter_events
-SET state = 'expired', error_code = 'expired', error_message = 'older than 35 days before it could be sent',
-    doubt_since = NULL
-WHERE state IN ('pending', 'in_doubt') AND id IN (
+SET state = 'expired', error_code = 'expired', error_message = 'older than 35 days before it could be sent'
+WHERE state = 'pending' AND id IN (
     SELECT id FROM meterctl.meter_events AS e
-    WHERE event_name = %(event_name)s AND (state = 'pending' OR state = 'in_doubt' AND %(keeps_last)s)
-      AND sent_timestamp < %(expired_before)s AND {only}
+    WHERE event_name = %(event_name)s AND state = 'pending' AND sent_timestamp < %(expired_before)s AND {only}
     FOR UPDATE SKIP LOCKED)
 RETURNING coalesce(source_row_id, identifier) AS sample_id
 
