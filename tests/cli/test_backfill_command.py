@@ -16,10 +16,6 @@ import pytest
 
 from cli.conftest import TIMEOUT_S, Shell
 from cli.waiting import until, until_sent
-from meterctl.sandbox.local_stripe import Fault, FaultKind
-
-SLOW = Fault(kind=FaultKind.SLOW, delay_s=6.0, nth=2)
-"""The second event's call takes longer than a command that finds the meter locked."""
 
 DAYS = ("--since", "2026-01-01", "--until")
 
@@ -248,23 +244,34 @@ def test_ctrl_c_at_the_question_ends_it(past: Shell) -> None:
 # Beside the nightly run, and after a death
 
 
+@contextmanager
+def at_work(shell: Shell, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """A command that cannot write down Stripe's first answer before the block ends."""
+    shell.sql(
+        "CREATE TABLE gate AS SELECT 'closed' AS state;"
+        "CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN"
+        " WHILE EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.05); END LOOP; RETURN NEW; END$$;"
+        "CREATE TRIGGER hold_up BEFORE UPDATE ON meterctl.meter_events FOR EACH ROW WHEN (NEW.state = 'accepted')"
+        " EXECUTE FUNCTION hold_up()"
+    )
+    child = shell.start(*arguments)
+    until_sent(shell)
+    yield child
+    shell.sql("DELETE FROM gate")
+    child.communicate(timeout=TIMEOUT_S)
+
+
 def test_while_the_nightly_run_is_at_work_it_is_locked_out(past: Shell) -> None:
-    past.stripe.add_fault(SLOW)
-    night = past.start("report-usage")
-    until_sent(past)
-    locked = past.run(*span(past), "--yes")
-    assert (locked.code, "locked by meterctl" in locked.stderr) == (75, True), locked.stderr
-    night.communicate(timeout=TIMEOUT_S)
-    assert past.total == 7
+    with at_work(past, "report-usage") as night:
+        locked = past.run(*span(past), "--yes")
+        assert (locked.code, "locked by meterctl" in locked.stderr) == (75, True), locked.stderr
+    assert (night.returncode, past.total) == (0, 7)
 
 
 def test_the_nightly_run_is_locked_out_meanwhile(past: Shell) -> None:
-    past.stripe.add_fault(SLOW)
-    backfill = past.start(*span(past), "--yes")
-    until_sent(past)
-    locked = past.run("report-usage")
-    assert (locked.code, "locked by meterctl" in locked.stderr) == (75, True)
-    backfill.communicate(timeout=TIMEOUT_S)
+    with at_work(past, *span(past), "--yes") as backfill:
+        locked = past.run("report-usage")
+        assert (locked.code, "locked by meterctl" in locked.stderr) == (75, True), locked.stderr
     assert (backfill.returncode, past.total) == (0, 6)
 
 

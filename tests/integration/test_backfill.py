@@ -51,7 +51,7 @@ def test_the_span_is_half_open_and_nothing_else_is_collected(world: World) -> No
 
 def test_pending_events_outside_of_the_span_go_on_waiting(world: World) -> None:
     world.customer("ada")
-    before, within, after = use(world, BEFORE, WITHIN, AFTER)
+    before, within, after = use(world, SINCE - MICROSECOND, SINCE, UNTIL)
     world.stripe.add_fault(Fault(kind=FaultKind.FORBIDDEN, times=1))
     world.run()
     assert set(world.states()) == {"pending"}
@@ -333,7 +333,8 @@ def test_a_level_that_waits_outside_of_the_span_goes_on_waiting(gauge: World) ->
     gauge.run()
     gauge.time.advance(3 * DAY)
     add_sensors(gauge, "acme", 2)
-    backfilled(gauge, GAUGE, START + DAY, START + 2 * DAY)
+    shown, _ = backfilled(gauge, GAUGE, START + DAY, START + 2 * DAY)
+    assert shown.plan.events == 1
     assert [event["state"] for event in gauge.events()] == ["pending", "accepted"]
     assert level(gauge, "cus_acme") == 5
 
