@@ -165,13 +165,13 @@ class World:
         """A meter's usage as a report reads it, on this world's own connection."""
         return Sources(connection=self.connection, settings=self.settings()).of(key)  # type: ignore[arg-type] # only the row factory differs
 
-    def rows_source(self) -> PostgresRows:
-        """The usage rows as a report reads them, on this world's own connection."""
+    def rows_source(self, connection: psycopg.Connection[Any] | None = None) -> PostgresRows:
+        """The usage rows as a report reads them, on this world's own connection or the one given."""
         settings = self.settings()
         meter = settings.meters["ai_suggestion"]
         assert isinstance(meter, RowsMeter)
         nobody = LedgerOwner(account="", livemode=False)
-        return PostgresRows(self.connection, "ai_suggestion", meter, settings.lookups, nobody)  # type: ignore[arg-type] # only the row factory differs
+        return PostgresRows(connection or self.connection, "ai_suggestion", meter, settings.lookups, nobody)  # type: ignore[arg-type] # only the row factory differs
 
     # The scene
 

@@ -8,9 +8,10 @@ from typing import Protocol
 
 from meterctl.core.meter_check import StripeMeter
 from meterctl.core.model import Claim, Heard, MeterEvent, Outcome
-from meterctl.core.reconciliation import Difference, Proof, Span, SpanBooks
+from meterctl.core.reconciliation import Difference, Proof, SpanBooks
 from meterctl.core.scope import Scope, UsageSpan
 from meterctl.core.settlement import Books, HeldReason, Series, Verdict, Window
+from meterctl.core.spans import Span
 from meterctl.core.state import Transition
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from meterctl.actions.collect import row_window
 from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT, Claim, Heard, Outcome, OutcomeKind
-from meterctl.core.reconciliation import DAY, HOUR, Span
+from meterctl.core.spans import DAY, HOUR, Span
 from meterctl.core.state import Transition, advance
 from meterctl.ports import ClaimRequest, PageKey
 from meterctl.postgres.connect import connect
@@ -85,6 +85,7 @@ def fill(connection: psycopg.Connection[Any]) -> None:
         FROM usage_events WHERE stripe_reported_at IS NOT NULL
         """
     )
+    connection.execute("INSERT INTO meterctl.identity (account, livemode, since) VALUES ('acct_example', false, now())")
     connection.execute("ANALYZE")
 
 

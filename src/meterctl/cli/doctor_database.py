@@ -15,6 +15,7 @@ from meterctl.errors import ExitCode
 from meterctl.postgres import doctor, inspection, plans
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection, connect
+from meterctl.postgres.counter import OUTBOX, PostgresCounter
 from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.sources import Sources
 from meterctl.settings import MeterSettings, RowsMeter, Settings
@@ -112,6 +113,11 @@ class DatabaseSide:
         window = first_night.waiting_window(row_window(self.now(), recent=None))
         for meter, rows in self._rows():
             yield from first_night.waiting_rows(rows.uncollected(window), meter.table)
+        sources = Sources(connection=self.connection, settings=self.settings)
+        for key in self._fitting:
+            source = sources.of(key)
+            if isinstance(source, PostgresCounter):
+                yield from first_night.waiting_rows(source.uncollected(window), f"{OUTBOX} for {key}")
         yield from self._unfit()
 
     def _periods(self, times: Sequence[str], runs: Sequence[int]) -> Iterator[Finding]:

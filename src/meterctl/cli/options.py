@@ -38,8 +38,9 @@ def instant(text: str) -> datetime:
     """Given an instant in ISO 8601 with its zone (a date means 00:00 UTC), return it in UTC. Raises UsageError."""
     try:
         parsed = datetime.fromisoformat(text)
-    except ValueError:
+        in_utc = parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+    except (ValueError, OverflowError):  # the year 1 begins earlier in the east
         raise UsageError(f"{text!r} is no instant", hint="write it like 2026-12-01T00:00:00Z") from None
     if parsed.tzinfo is None and len(text) > len("2026-12-01"):
         raise UsageError(f"{text!r} names no time zone", hint="write it like 2026-12-01T00:00:00Z")
-    return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+    return in_utc

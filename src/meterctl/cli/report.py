@@ -71,7 +71,7 @@ def report_sensors(
 ) -> None:
     """Report levels: one for each customer and step, zero included; the same step again is the same event."""
     level = LevelRequest(
-        at=instant(at) if at else None,
+        at=instant(at) if at is not None else None,
         subject=subject,
         level=_level(subject, value),
         insisted=force,
@@ -108,6 +108,8 @@ def _report(context: typer.Context, asked: Asked) -> int:
     flags = {"stripe.mode": "live"} if run.live else {}
     settings = open_settings(context, flags=flags, verbose=run.verbose, quiet=run.quiet, no_color=run.no_color)
     keys = chosen_meters(settings, asked)
+    if asked.level.subject is not None and len(keys) > 1:
+        raise UsageError("--value is the level of one meter", hint=f"add --meter, one of: {', '.join(keys)}")
     guard_mode(settings, require_stripe=run.require_stripe)
     configured = settings.stripe.api_key is not None
     if run.dry_run or not configured:

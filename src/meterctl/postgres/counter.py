@@ -113,6 +113,10 @@ class PostgresCounter:
         """Return how many events the hours from the key on would still give."""
         return sum(line["event_count"] for line in self._preview(window, after) if line["outcome"] == "pending")
 
+    def uncollected(self, window: RowWindow) -> list[KindCount]:
+        """Return what the window's usage would become, that of free subjects aside."""
+        return [kind for kind in merged(self._preview(window, None)) if kind.outcome != "skipped"]
+
     def not_to_report(self, window: RowWindow) -> list[str]:
         """Return all rows asked for: counted usage has none."""
         return list(window.row_ids)

@@ -147,15 +147,19 @@ class PostgresGauge:
     def _not_explicit(self, names: list[sql.SQL]) -> sql.Composable:
         if self._request.subject is None:
             return sql.SQL("true")
-        return sql.SQL(" AND ").join(sql.SQL("{}::text IS DISTINCT FROM %(subject)s").format(name) for name in names)
+        pairs = zip(names, self._subjects(), strict=True)
+        return sql.SQL(" AND ").join(sql.SQL("{} IS DISTINCT FROM {}").format(name, subject) for name, subject in pairs)
 
     def _explicit(self) -> sql.Composable:
         if self._request.subject is None:
             return sql.SQL("")
+        return sql.SQL(query("gauge", "explicit")).format(subjects=sql.SQL(", ").join(self._subjects()))
+
+    def _subjects(self) -> list[sql.Composed]:
+        """Return the subject asked for as each payer's column holds it: a uuid can be written in several ways."""
         types = [self._table.columns[payer.column].type for payer in self._meter.payers]
         # A type as the catalogs print it is quoted where it must be: safe to stand in SQL.
-        subjects = sql.SQL(", ").join(sql.SQL("%(subject)s::text::{}").format(raw(type_)) for type_ in types)
-        return sql.SQL(query("gauge", "explicit")).format(subjects=subjects)
+        return [sql.SQL("%(subject)s::text::{}").format(raw(type_)) for type_ in types]
 
     def _fetch(self, text: sql.Composed, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         meter = self._meter

@@ -56,7 +56,7 @@ class PayersSql:
         )
 
     def of_customers(self) -> sql.Composed:
-        """Return the SELECT of all lookups' subscriptions of the customers of `gone`."""
+        """Return the SELECT of all lookups' subscriptions of the customers of `candidate`."""
         return sql.SQL("\n    UNION ALL\n").join(lookup.of_customers() for lookup in self._lookups)
 
 

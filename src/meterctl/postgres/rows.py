@@ -194,6 +194,11 @@ class PostgresRows:
         )
         return cursor.rowcount
 
+    def unstamp(self, event_ids: Sequence[int]) -> int:
+        """Take off the stamps that accepted events brought, within the caller's transaction; return how many."""
+        text = self._sql.compose(query("rows", "unstamp"), id_type=sql.SQL(self._sql.id_type))
+        return self._connection.execute(text, {"event_ids": list(event_ids)}).rowcount
+
     def _fetch(self, text: sql.Composed, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         return fetch_usage(
             self._connection, text, parameters, key=self._key, table=self._meter.table, where=self._meter.where

@@ -37,7 +37,7 @@ placed AS (
                 WHEN chosen.customer IS NULL THEN 'local:no_customer_id'
                 WHEN length(chosen.customer) > 100 THEN 'local:customer_id_too_long' END AS code,
            CASE WHEN page.occurred_at < chosen.period_start THEN chosen.period_start
-                ELSE chosen.period_end END AS period_end,
+                WHEN page.occurred_at < chosen.period_end THEN chosen.period_end END AS period_end,
            greatest(%(hour)s,
                     CASE WHEN chosen.period_start <= page.occurred_at THEN chosen.period_start END,
                     CASE WHEN chosen.period_end <= page.occurred_at THEN chosen.period_end END) AS window_start,

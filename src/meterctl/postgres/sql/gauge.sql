@@ -1,13 +1,18 @@
 -- name: classify
 -- Levels at an instant, a line for each customer, and for each subject that has none: `outcome` is pending, held (fell
 -- to 0 together with most others), known (this step was reported), newer (a later level of the period was sent),
--- rejected or skipped. Whoever had a level the last time and has no line now, has the level 0.
+-- rejected or skipped. Whoever had a level the last time and has no line now, has the level 0, as long as a subscription
+-- is in force. A subject's subscription that knows no period has that of the customer's others.
 -- {explicit} stands in for what the table says of one subject. {payers} is as for rows.
 WITH RECURSIVE page AS MATERIALIZED (
     SELECT row_number() OVER () AS n, counted.*, %(at)s::timestamptz AS occurred_at
     FROM (
         SELECT {payer_names}, count(*)::numeric AS level, false AS is_explicit
-        FROM (SELECT {payer_columns} FROM {table} AS u WHERE {own}) AS u
+        FROM (
+            SELECT {payer_columns} FROM {table} AS u WHERE (
+{own}
+            )
+        ) AS u
         WHERE {not_explicit}
         GROUP BY {payer_names}
         {explicit}
@@ -56,26 +61,40 @@ last_level AS MATERIALIZED (
         ORDER BY event.sent_timestamp DESC LIMIT 1
     ) AS event
 ),
-gone AS (
-    SELECT customer, %(at)s::timestamptz AS occurred_at FROM last_level
-    WHERE value <> 0 AND customer NOT IN (SELECT customer FROM level) AND NOT %(is_explicit)s
+candidate AS (
+    -- Not among them who may have the level that cannot be told apart.
+    SELECT customer, %(at)s::timestamptz AS occurred_at
+    FROM (SELECT customer FROM level
+          UNION SELECT customer FROM last_level WHERE value <> 0 AND NOT %(is_explicit)s) AS one
+    WHERE NOT EXISTS (
+        SELECT FROM payer JOIN chosen USING (n) WHERE chosen.ambiguous AND payer.customer = one.customer)
 ),
-gone_payer AS (
-    {customers}
+period AS (
+    SELECT customer, max(period_start) AS period_start, max(period_end) AS period_end
+    FROM ({customers}) AS subscription
+    GROUP BY customer
 ),
 due AS (
-    SELECT customer, value, subject, period_start, period_end FROM level
+    SELECT level.customer, level.value, level.subject,
+           coalesce(level.period_start, period.period_start) AS period_start,
+           coalesce(level.period_end, period.period_end) AS period_end
+    FROM level LEFT JOIN period USING (customer)
     UNION ALL
-    SELECT customer, 0, NULL, max(period_start), max(period_end) FROM gone_payer GROUP BY customer
+    SELECT customer, 0, NULL, period_start, period_end FROM period
+    WHERE customer NOT IN (SELECT customer FROM level)
 ),
 timed AS (
     SELECT due.customer, due.subject,
            CASE WHEN %(whole)s THEN greatest(floor(due.value), 0) ELSE trim_scale(due.value) END AS value,
-           CASE WHEN %(at)s < due.period_start THEN due.period_start ELSE due.period_end END AS period_end,
-           CASE WHEN due.period_start > %(step_start)s AND due.period_start <= %(at)s
-                THEN date_trunc('second', due.period_start + interval '999999 microseconds')
+           CASE WHEN %(at)s < due.period_start THEN due.period_start
+                WHEN %(at)s < due.period_end THEN due.period_end END AS period_end,
+           CASE WHEN turn.instant > %(step_start)s AND turn.instant <= %(at)s
+                THEN date_trunc('second', turn.instant + interval '999999 microseconds')
                 ELSE %(step_start)s END AS sent_timestamp
-    FROM due
+    FROM due CROSS JOIN LATERAL (
+        -- The application may not have written down yet that a period has ended, and when the next one ends.
+        SELECT CASE WHEN due.period_end <= %(at)s THEN due.period_end ELSE due.period_start END AS instant
+    ) AS turn
 ),
 named AS (
     SELECT timed.*, last_level.value AS last_value, last_level.sent_timestamp AS last_timestamp,

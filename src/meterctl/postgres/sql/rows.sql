@@ -54,7 +54,7 @@ prepared AS (
                      || encode(sha256(convert_to(page.identifier_text, 'UTF8')), 'hex') END AS identifier,
            chosen.n IS NULL AS unsubscribed, chosen.subject, chosen.customer, chosen.ambiguous,
            CASE WHEN page.occurred_at < chosen.period_start THEN chosen.period_start
-                ELSE chosen.period_end END AS period_end,
+                WHEN page.occurred_at < chosen.period_end THEN chosen.period_end END AS period_end,
            known.event_id, known.event_state, known.is_another_row
     FROM page
     LEFT JOIN chosen USING (n)
@@ -233,6 +233,15 @@ WHERE asked.id <> ALL (
     WHERE u.{id}::text = ANY (%(row_ids)s)
       AND (u.{reported_at} IS NOT NULL OR u.{occurred_at} IS NULL OR ({page_filter})))
 ORDER BY asked.id
+
+-- name: unstamp
+-- Take off the stamps that these accepted events brought, and no older one: with the acceptance in doubt, a row that kept
+-- its stamp could not be read anew by `ledger retry`, and its event would be forgotten without it by `db forget-test`.
+UPDATE {table} AS u SET {reported_at} = NULL
+FROM meterctl.meter_events AS event
+WHERE event.id = ANY (%(event_ids)s) AND event.state = 'accepted'
+  AND u.{id} = event.source_row_id::{id_type} AND u.{occurred_at} = event.occurred_at
+  AND u.{reported_at} >= event.accepted_at - interval '1 second'
 
 -- name: stamp
 -- Locked rows are left for a later transaction: the ledger decides, the stamp is only its cache. Only the very row that
