@@ -339,6 +339,19 @@ def test_a_level_that_waits_outside_of_the_span_goes_on_waiting(gauge: World) ->
     assert level(gauge, "cus_acme") == 5
 
 
+def test_a_doubtful_level_outside_of_the_span_is_not_given_up(gauge: World) -> None:
+    organisation(gauge, "acme", sensors=3)
+    gauge.stripe.add_fault(Fault(kind=FaultKind.RESET, times=None))
+    gauge.run()
+    gauge.stripe.clear_faults()
+    gauge.time.advance(36 * DAY)
+    backfilled(gauge, GAUGE, START + 34 * DAY, START + 35 * DAY)
+    assert [(event["state"], event["held_reason"]) for event in gauge.events()] == [
+        ("in_doubt", None),
+        ("accepted", None),
+    ]
+
+
 def test_most_levels_falling_at_once_are_shown_and_held(gauge: World) -> None:
     organisation(gauge, "acme", sensors=3)
     gauge.run()

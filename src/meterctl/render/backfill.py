@@ -27,4 +27,4 @@ def backfill_lines(found: BackfillPlan, rate_per_s: float | None) -> Iterator[st
     yield f"  too old for Stripe: {found.too_old}"
     yield f"  late: {found.plan.late}" + (", which is on no invoice any more" if found.plan.late else "")
     if found.newer:
-        yield f"  left out: {found.newer} customers whose level is on the books with a newer one, which bills"
+        yield f"  left out: {found.newer} customers of whose period a newer level bills"
