@@ -1,7 +1,7 @@
 """What the actions need from the outside, in the design's words. Adapters: `postgres`, `stripe_api`, `dispatch`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
@@ -9,6 +9,7 @@ from typing import Protocol
 from meterctl.core.meter_check import StripeMeter
 from meterctl.core.model import Claim, Heard, MeterEvent, Outcome
 from meterctl.core.reconciliation import Difference, Proof, SpanBooks
+from meterctl.core.scope import Scope, UsageSpan
 from meterctl.core.settlement import Books, HeldReason, Series, Verdict, Window
 from meterctl.core.spans import Span
 from meterctl.core.state import Transition
@@ -27,10 +28,10 @@ class PageKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KindCount:
-    """Events or rows of one kind.
+    """Events or rows of one kind, `late_count` of them after their invoice was final.
 
-    `outcome` is pending, rejected, expired, skipped, held, conflict, before_since or refused. What is refused cannot be
-    sent as it is, and is not in the ledger: the next run looks at it again.
+    `outcome` is pending, rejected, expired, skipped, held, conflict, known, newer, before_since or refused. What is
+    refused cannot be sent as it is, and is not in the ledger: the next run looks at it again.
     """
 
     outcome: str
@@ -40,15 +41,7 @@ class KindCount:
     sample_ids: tuple[str, ...] = ()
     customer_count: int = 0
     oldest: datetime | None = None
-
-    def with_more(self, other: "KindCount") -> "KindCount":
-        """Return both together; customers may be the same, so the larger number of them stands."""
-        return replace(
-            self,
-            event_count=self.event_count + other.event_count,
-            units=self.units + other.units,
-            customer_count=max(self.customer_count, other.customer_count),
-        )
+    late_count: int = 0
 
     @property
     def problem_code(self) -> str:
@@ -67,13 +60,29 @@ class Page:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowWindow:
-    """Which rows a run looks at. `since` is inclusive; rows between `expired_before` and `fresh_from` wait a little."""
+    """Which rows a run looks at. Both ends are inclusive; rows between `expired_before` and `fresh_from` wait a little.
+
+    `span` is what the run is confined to, if it is: then rows without a time are not looked at either. `as_of` is the
+    run's instant, where that is not `until`.
+    """
 
     since: datetime
     until: datetime
     fresh_from: datetime
     expired_before: datetime
     row_ids: tuple[str, ...] = ()
+    span: UsageSpan | None = None
+    as_of: datetime | None = None
+
+    @property
+    def now(self) -> datetime:
+        """The run's instant."""
+        return self.as_of or self.until
+
+    @property
+    def scope(self) -> Scope:
+        """Which of the ledger's events belong to it."""
+        return Scope(row_ids=self.row_ids, span=self.span)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +91,14 @@ class Backlog:
 
     row_count: int
     oldest: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpanCounts:
+    """Rows, or events, of a span that nothing need or can be done about: Stripe has them, or takes them no more."""
+
+    reported: int
+    too_old: int
 
 
 class UsageSource(Protocol):
@@ -93,8 +110,17 @@ class UsageSource(Protocol):
         """Turn the next page of usage into ledger events, at most `room` of them to be sent, in one transaction."""
         ...
 
-    def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
-        """Return what collecting and delivering everything would do; writes nothing."""
+    def preview(
+        self, window: RowWindow, *, doubt_horizon: datetime, late_before: datetime | None = None
+    ) -> list[KindCount]:
+        """Return what collecting and delivering everything would do; writes nothing.
+
+        `late_before`: events whose period ended before it are counted as late.
+        """
+        ...
+
+    def span_counts(self, window: RowWindow) -> SpanCounts:
+        """Return what of the window's span is reported, and what is not and lies before `fresh_from`."""
         ...
 
     def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from meterctl.actions.tally import Tally
 from meterctl.clock import Clock
 from meterctl.core.model import PAST_LIMIT
+from meterctl.core.scope import UsageSpan
 from meterctl.logs import get_logger
 from meterctl.ports import MeterLedger, Page, PageKey, RowWindow, UsageSource
 
@@ -17,15 +18,22 @@ EXPIRED_LOOK_BACK = 2 * PAST_LIMIT
 """Rows between 35 days and this age enter the ledger once, as expired; older ones are not looked at."""
 
 
-def row_window(now: datetime, *, recent: timedelta | None, row_ids: tuple[str, ...] = ()) -> RowWindow:
-    """Return which rows a run at `now` looks at; `recent` shortens the look-back for frequent runs."""
-    fresh_from = now - LOOK_BACK
+def row_window(
+    now: datetime, *, recent: timedelta | None, row_ids: tuple[str, ...] = (), span: UsageSpan | None = None
+) -> RowWindow:
+    """Return which rows a run at `now` looks at.
+
+    `recent` shortens the look-back for frequent runs; a past `span` takes its place.
+    """
+    look_back = recent if recent is not None else EXPIRED_LOOK_BACK
     return RowWindow(
-        since=now - (recent if recent is not None else EXPIRED_LOOK_BACK),
-        until=now,
-        fresh_from=fresh_from,
+        since=span.since if span else now - look_back,
+        until=span.last if span else now,
+        fresh_from=now - LOOK_BACK,
         expired_before=now - PAST_LIMIT,
         row_ids=row_ids,
+        span=span,
+        as_of=now,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from meterctl import __version__
-from meterctl.cli import config, db, doctor, ledger, meters, reconcile, report, sandbox, settle, summary
+from meterctl.cli import backfill, config, db, doctor, ledger, meters, reconcile, report, sandbox, settle, summary
 from meterctl.cli.streams import prepare_streams
 from meterctl.errors import ExitCode
 
@@ -66,6 +66,7 @@ def _terminable() -> Iterator[None]:
 
 
 report.register(app)
+backfill.register(app)
 settle.register(app)
 reconcile.register(app)
 summary.register(app)

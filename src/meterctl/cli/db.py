@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterctl.cli.options import Json, Quiet, Yes, instant
+from meterctl.cli.options import Confirm, Json, Quiet, Yes, instant
 from meterctl.errors import ConfigurationError, ExitCode
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ CutOver = Annotated[
 ]
 
 
-Confirm = Annotated[
-    str | None, typer.Option("--confirm", help="With --yes in live mode: the account's id.", metavar="ACCOUNT")
-]
 Since = Annotated[
     str, typer.Option("--since", help="The instant that the database was set back to.", metavar="INSTANT")
 ]

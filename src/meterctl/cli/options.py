@@ -15,6 +15,9 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log more on stde
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colour on a terminal.")]
 Live = Annotated[bool, typer.Option("--live", help='Mean live mode, as `stripe.mode = "live"` does.')]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do it without asking.")]
+Confirm = Annotated[
+    str | None, typer.Option("--confirm", help="With --yes in live mode: the account's id.", metavar="ACCOUNT")
+]
 Meters = Annotated[list[str] | None, typer.Option("--meter", help="Only this meter; may be repeated.", metavar="NAME")]
 
 _DURATION = re.compile(r"([1-9][0-9]{0,6})(s|m|h|d)")

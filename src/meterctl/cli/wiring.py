@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from meterctl.errors import UsageError
+from meterctl.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +91,8 @@ def confirmed_for(account: str, question: str, *, livemode: bool, yes: bool, con
         raise UsageError("in live mode --yes is not enough", hint=f"add --confirm {account}")
     if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return confirmed(question, yes=yes)
-    return str(typer.prompt(f"{question} Type the account's id to do it", err=True)) == account
+    with _interruptible():
+        return str(typer.prompt(f"{question} Type the account's id to do it", err=True)) == account
 
 
 def confirmed(question: str, *, yes: bool) -> bool:
@@ -102,4 +103,14 @@ def confirmed(question: str, *, yes: bool) -> bool:
         raise UsageError(
             "this asks first, and there is no terminal to ask on", hint="look at what it shows, then add --yes"
         )
-    return typer.confirm(question, err=True)
+    with _interruptible():
+        return typer.confirm(question, err=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C at a question be an interruption; Typer would end it with 1, which means a bug."""
+    try:
+        yield
+    except typer.Abort:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None

@@ -78,9 +78,9 @@ class RowsSql:
         literal = self._meter.event_name if isinstance(part, Column) else part
         return raw(sql.Literal(literal).as_string(None))
 
-    def page_filter(self, window: RowWindow, after: PageKey | None) -> sql.Composed:
+    def page_filter(self, window: RowWindow, after: PageKey | None, *, reported_too: bool = False) -> sql.Composed:
         """Return the condition on `u` for the rows behind the key; rows without a time come after all others."""
-        conditions: list[LiteralString] = ["u.{reported_at} IS NULL"]
+        conditions: list[LiteralString] = [] if reported_too else ["u.{reported_at} IS NULL"]
         if after is not None and after.occurred_at is None:
             conditions += ["u.{occurred_at} IS NULL"]
             conditions += ["u.{id} > %(after_id)s::{id_type}"] if after.row_id is not None else []

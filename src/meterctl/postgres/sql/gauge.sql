@@ -110,6 +110,13 @@ named AS (
 ),
 judged AS (
     SELECT named.*, known.value AS known_value, known.id IS NOT NULL AS is_known,
+           EXISTS (
+               SELECT FROM meterctl.meter_events AS event
+               WHERE event.event_name = %(event_name)s AND event.window_start IS NOT NULL
+                 AND event.customer = named.customer
+                 AND event.sent_timestamp >= %(gap_since)s::timestamptz
+                 AND event.sent_timestamp < %(gap_until)s::timestamptz
+                 AND event.state IN ('pending', 'sending', 'in_doubt', 'accepted')) AS is_no_gap,
            known.meter IS DISTINCT FROM %(meter)s AND known.event_name IS DISTINCT FROM %(event_name)s
                AND known.id IS NOT NULL AS is_taken,
            EXISTS (
@@ -131,7 +138,7 @@ SELECT customer, subject, value, period_end, sent_timestamp, identifier, known_v
        outcome
 FROM weighed CROSS JOIN LATERAL (
     SELECT CASE WHEN is_taken THEN 'refused'
-                WHEN is_known THEN 'known'
+                WHEN is_known OR is_no_gap THEN 'known'
                 WHEN is_older AND NOT %(insisted)s THEN 'newer'
                 WHEN falls AND most_fall AND NOT %(accept_zeros)s AND NOT %(is_explicit)s THEN 'held'
                 ELSE 'pending' END AS outcome
@@ -177,14 +184,15 @@ GROUP BY outcome, code
 -- What reporting now would do, without writing; and what the ledger already holds for the meter.
 SELECT outcome, code, count(*) AS event_count, coalesce(sum(value), 0) AS units,
        count(DISTINCT customer) AS customer_count, min(sent_timestamp) AS oldest,
-       (array_agg(coalesce(subject, customer)))[1:5] AS sample_ids
+       (array_agg(coalesce(subject, customer)))[1:5] AS sample_ids,
+       count(*) FILTER (WHERE period_end < %(late_before)s::timestamptz) AS late_count
 FROM (
-    SELECT outcome, code, value, subject, customer, sent_timestamp FROM ({classify}) AS found
+    SELECT outcome, code, value, subject, customer, sent_timestamp, period_end FROM ({classify}) AS found
     UNION ALL
     SELECT CASE WHEN held_reason IS NOT NULL THEN 'held' ELSE 'pending' END, NULL, value, subject, customer,
-           sent_timestamp
-    FROM meterctl.meter_events
-    WHERE event_name = %(event_name)s AND state IN ('pending', 'sending', 'in_doubt')
+           sent_timestamp, period_end
+    FROM meterctl.meter_events AS e
+    WHERE event_name = %(event_name)s AND state IN ('pending', 'sending', 'in_doubt') AND {only}
 ) AS due
 GROUP BY outcome, code
 ORDER BY outcome, code

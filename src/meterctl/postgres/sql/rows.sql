@@ -167,21 +167,37 @@ WITH classified AS MATERIALIZED (
     {classify}
 )
 SELECT outcome, code, count(*) AS event_count, sum(quantity) AS units, count(DISTINCT customer) AS customer_count,
-       min(occurred_at) AS oldest, (array_agg(row_id))[1:5] AS sample_ids
+       min(occurred_at) AS oldest, (array_agg(row_id))[1:5] AS sample_ids,
+       count(*) FILTER (WHERE period_end < %(late_before)s::timestamptz) AS late_count
 FROM (
-    SELECT outcome, code, quantity, customer, occurred_at, row_id FROM classified WHERE event_id IS NULL
+    SELECT outcome, code, quantity, customer, occurred_at, row_id, period_end FROM classified WHERE event_id IS NULL
     UNION ALL
-    SELECT 'conflict', 'row_reused', quantity, customer, occurred_at, row_id FROM classified WHERE is_another_row
+    SELECT 'conflict', 'row_reused', quantity, customer, occurred_at, row_id, NULL FROM classified WHERE is_another_row
     UNION ALL
     SELECT CASE WHEN held_reason IS NOT NULL OR doubt_since <= %(doubt_horizon)s THEN 'held'
                 WHEN state = 'pending' AND sent_timestamp < %(expired_before)s THEN 'expired'
                 ELSE 'pending' END,
-           NULL, quantity, customer, occurred_at, coalesce(source_row_id, identifier)
-    FROM meterctl.meter_events
+           NULL, quantity, customer, occurred_at, coalesce(source_row_id, identifier), period_end
+    FROM meterctl.meter_events AS e
     WHERE event_name = %(event_name)s AND state IN ('pending', 'sending', 'in_doubt') AND {ledger_filter}
 ) AS due
 GROUP BY outcome, code
 ORDER BY outcome, code
+
+-- name: span_counts
+-- Of all rows of a span, whoever stamped them: how many Stripe has, and how many became too old for it.
+SELECT count(*) FILTER (WHERE is_stamped OR state = 'accepted') AS reported,
+       count(*) FILTER (WHERE NOT is_stamped AND state = 'expired') AS expired
+FROM (
+    SELECT u.{reported_at} IS NOT NULL AS is_stamped, event.state
+    FROM {table} AS u LEFT JOIN LATERAL (
+        SELECT event.state FROM meterctl.meter_events AS event
+        WHERE u.{reported_at} IS NULL AND event.source_row_id = u.{id}::text AND event.meter = %(meter)s
+          AND event.state IN ('accepted', 'expired')
+        LIMIT 1
+    ) AS event ON true
+    WHERE {page_filter}
+) AS row
 
 -- name: uncollected
 -- What the rows of a window are that have no event, without those that nobody pays for.
