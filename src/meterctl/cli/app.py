@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from meterctl import __version__
-from meterctl.cli import backfill, config, db, doctor, ledger, meters, reconcile, report, sandbox, settle, summary
+from meterctl.cli import (
+    backfill,
+    config,
+    db,
+    doctor,
+    ledger,
+    meters,
+    reconcile,
+    report,
+    sandbox,
+    settle,
+    summary,
+    webhooks,
+)
 from meterctl.cli.streams import prepare_streams
 from meterctl.errors import ExitCode
 
@@ -73,6 +86,7 @@ summary.register(app)
 doctor.register(app)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(meters.app, name="meters")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(db.app, name="db")
 app.add_typer(config.app, name="config")
 app.add_typer(sandbox.app, name="sandbox")

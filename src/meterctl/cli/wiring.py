@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,10 +28,11 @@ def open_settings(
     no_color: bool = False,
     require_database: bool = True,
     file: "Path | None" = None,
+    webhook_secret_files: "Sequence[Path]" = (),
 ) -> "Settings":
     """Read the settings (flag > environment > file > default) and set up the logs so that no secret passes them.
 
-    `file` is read instead of the one that `-c` names.
+    `file` is read instead of the one that `-c` names, `webhook_secret_files` instead of STRIPE_WEBHOOK_SECRET.
     """
     from meterctl.logs import configure_logs, get_logger
     from meterctl.settings import load_settings
@@ -41,6 +42,7 @@ def open_settings(
         environ=os.environ,
         flags=flags or {},
         require_database=require_database,
+        webhook_secret_files=webhook_secret_files,
     )
     configure_logs(
         sys.stderr,
