@@ -22,9 +22,10 @@ class PageKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KindCount:
-    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped, held, conflict or refused.
+    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped, held or conflict.
 
-    What is refused cannot be sent as it is, and is not in the ledger: the next run looks at it again.
+    Or refused: it cannot be sent as it is and is not in the ledger, so the next run looks at it again. Or uncounted: a
+    place whose usage never reaches the source.
     """
 
     outcome: str
