@@ -6,6 +6,9 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from meterctl.postgres.connect import connect
+from meterctl.postgres.counting import plan_counting
+from meterctl.settings import CounterMeter
 from world import World, open_world
 
 GAUGE, COUNTER = "active_sensors", "temperature_readings"
@@ -22,7 +25,19 @@ def open_devices(database_url: str) -> Iterator[World]:
         }
         world.stripe.create_meter(event_name=GAUGE, formula="last")
         world.stripe.create_meter(event_name=COUNTER)
+        count_readings(world)
         yield world
+
+
+def count_readings(world: World) -> None:
+    """Have what is inserted into `readings` counted, as `db adopt` does."""
+    settings = world.settings()
+    meter = settings.meters[COUNTER]
+    assert isinstance(meter, CounterMeter)
+    with connect(world.database_url) as connection:
+        for step in plan_counting(connection, settings, {COUNTER: meter}).steps:
+            for statement in step.statements:
+                connection.execute(statement)
 
 
 def organisation(

@@ -32,6 +32,7 @@ class KindCount:
 
     `outcome` is pending, rejected, expired, skipped, held, conflict, known, newer, before_since or refused. What is
     refused cannot be sent as it is, and is not in the ledger: the next run looks at it again.
+    Uncounted: a place whose usage never reaches the source.
     """
 
     outcome: str

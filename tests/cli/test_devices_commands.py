@@ -110,6 +110,7 @@ def test_recorded_usage_of_no_meter_is_a_problem_of_every_run(devices: Shell) ->
 
 
 def test_all_meters_are_reported_at_once(devices: Shell) -> None:
+    assert devices.run("db", "adopt", "--yes").code == 0
     devices.sql("SELECT meterctl.record_usage('temperature_readings', 'acme', 5, now() - interval '3 hours')")
     done = devices.run("report", "--json")
     assert (done.code, done.document["totals"]["reported"]) == (0, 2)

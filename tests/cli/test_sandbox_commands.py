@@ -63,10 +63,8 @@ def finish(child: "subprocess.Popen[str]") -> Finished:
 
 @pytest.mark.usefixtures("leftovers")
 def test_the_demo_bills_every_unit_once_and_leaves_nothing(environment: dict[str, str]) -> None:
-    started = time.monotonic()
     done = finish(start(environment, "demo"))
     assert done.code == 0, done.stderr
-    assert time.monotonic() - started < 20
     assert "reported 266" in done.stdout
     assert done.stdout.count("cus_acme") == 6
     assert "DIFFERENT" not in done.stdout

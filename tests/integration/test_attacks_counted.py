@@ -155,15 +155,6 @@ def test_what_is_in_doubt_again_needs_its_rows_no_more(devices: World) -> None:
     assert (devices.states(), devices.stripe_total()) == (["accepted"], 5)
 
 
-def test_a_limit_starves_nothing(devices: World) -> None:
-    organisation(devices, "acme")
-    for hours in range(2, 10):
-        record(devices, "acme", 1, at=devices.time.now() - hours * HOUR)
-        record(devices, "acme", 1, at=devices.time.now() - 36 * DAY - hours * HOUR)
-    assert [devices.run(limit=3).totals.reported for _ in range(4)] == [3, 3, 2, 0]
-    assert sorted(devices.states()) == ["accepted"] * 8 + ["expired"] * 8
-
-
 # What is said
 
 
@@ -195,6 +186,16 @@ def test_what_cannot_be_sent_is_not_to_be_retried_in_the_ledger(devices: World, 
 
 
 # The trigger
+
+
+def test_a_table_that_is_not_counted_is_named_every_night(devices: World) -> None:
+    """It was rebuilt under its name, or somebody switched the trigger off: what is inserted is lost."""
+    devices.connection.execute(f"ALTER TABLE readings DISABLE TRIGGER meterctl_{COUNTER}")
+    plan = preview(COUNTER, devices.source(COUNTER), devices.time.now(), recent=None)
+    result = devices.run()
+    assert result.exit_code is ExitCode.PROBLEMS
+    assert "readings" in result.totals.problems["uncounted"].sample_ids[0]
+    assert plan.tally.problems == result.totals.problems
 
 
 def test_only_who_may_count_can_own_the_function(

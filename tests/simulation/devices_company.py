@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from meterctl.actions.collect import EXPIRED_LOOK_BACK
-from metered_devices import COUNTER, GAUGE, add_sensors, organisation, record, switch_off
+from metered_devices import COUNTER, GAUGE, add_sensors, count_readings, organisation, record, switch_off
 from world import START, World
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class DevicesCompany:
         }
         self.world.stripe.create_meter(event_name=GAUGE, formula="last")
         self.world.stripe.create_meter(event_name=COUNTER)
+        count_readings(self.world)
         organisation(self.world, FREE, sensors=1, pays=False)
         self.names = [f"c{n}" for n in range(self.chance.randint(1, 4))]
         for name in self.names:

@@ -19,6 +19,7 @@ HINTS = {
     "row_reused": "the ledger has an event of another instant under this row's id: give the row an unused id",
     "fell_to_zero": "more than half of all levels fell to 0 at once, so none of these was sent; if it is true: "
     "`meterctl report-sensors --accept-zeros`",
+    "uncounted": "what is inserted there is billed to nobody: `meterctl db adopt` shows and installs what is missing",
     "unknown_meter": "no enabled meter sends it: restore or enable one in the configuration; what there is stays due",
 }
 """Problem → what to do next; other rejections are mended at their cause and retried."""
@@ -79,6 +80,8 @@ class Tally:
             self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
         elif kind.outcome in {"rejected", "conflict"}:
             self.rejected += kind.event_count
+            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
+        elif kind.outcome == "uncounted":
             self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
         elif kind.outcome == "refused":
             self.rejected += kind.event_count

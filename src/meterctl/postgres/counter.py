@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, LiteralString
 
 import psycopg
@@ -12,6 +13,7 @@ from psycopg.rows import dict_row
 from meterctl.core.model import PAST_LIMIT
 from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow, SpanCounts, Undeliverable
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.counting import uncounted
 from meterctl.postgres.payers_sql import PayersSql
 from meterctl.postgres.queries import query
 from meterctl.postgres.rereading import reread_windows
@@ -72,7 +74,7 @@ class PostgresCounter:
         del batch_size
         hour = self._next_hour(window, after)
         if hour is None:
-            return Page(next_key=None, unstamped_row_ids=(), kinds=())
+            return Page(next_key=None, unstamped_row_ids=(), kinds=self._uncounted(window))
         text = sql.SQL(query("counter", "collect")).format(classify=self._classify(lock="FOR UPDATE SKIP LOCKED"))
         with transaction(self._connection):
             rows = self._fetch(text, self._parameters(window, hour, now) | {"room": room})
@@ -92,7 +94,20 @@ class PostgresCounter:
         text = sql.SQL(query("counter", "due_in_ledger")).format(only=in_scope(window.scope))
         with transaction(self._connection, read_only=True):
             known = self._fetch(text, parameters)
-        return merged([*known, *self._preview(window, None, late_before)])
+        return [*merged([*known, *self._preview(window, None, late_before)]), *self._uncounted(window)]
+
+    def _uncounted(self, window: RowWindow) -> tuple[KindCount, ...]:
+        """Return where rows of the meter's table are inserted that no trigger counts: that usage is lost."""
+        if self._meter.table is None or window.row_ids:
+            return ()
+        with transaction(self._connection, read_only=True):
+            faults = uncounted(self._connection, self._key, self._meter)
+        if not faults:
+            return ()
+        kind = KindCount(
+            outcome="uncounted", code="uncounted", event_count=len(faults), units=Decimal(0), sample_ids=tuple(faults)
+        )
+        return (kind,)
 
     def _preview(
         self, window: RowWindow, after: PageKey | None, late_before: datetime | None = None

@@ -15,7 +15,6 @@ from meterctl.errors import ConfigurationError
 from meterctl.postgres.adopt import Adoption, Step
 from meterctl.postgres.catalog import TableInfo, current_role, fetch, find_tables, quoted_name, table_names
 from meterctl.postgres.connect import transaction
-from meterctl.postgres.counter import OUTBOX
 from meterctl.postgres.indexes import INDEXABLE, NAME_BYTES_MAX, Relation, relations_of
 from meterctl.postgres.misfits import missing_table, table_misfits
 from meterctl.postgres.queries import query
@@ -112,7 +111,7 @@ def _may_not_count(connection: psycopg.Connection, key: str) -> Iterator[str]:
         owner = rights["owner"]
         yield (
             f"the function that counts rows runs as {owner}, which may not; GRANT USAGE ON SCHEMA meterctl TO {owner}; "
-            f"GRANT INSERT ON {OUTBOX} TO {owner};"
+            f"GRANT INSERT ON meterctl.usage_outbox TO {owner};"
         )
 
 

@@ -10,11 +10,13 @@ from typing import LiteralString
 
 import psycopg
 
+from meterctl.postgres.connect import connect
+from meterctl.postgres.counting import plan_counting
 from meterctl.postgres.migrate import migrate
 from meterctl.sandbox.local_stripe import LocalStripe
 from meterctl.sandbox.local_stripe.model import Formula
 from meterctl.sandbox.postgres import EmbeddedPostgres
-from meterctl.settings import shipped_text
+from meterctl.settings import CounterMeter, load_settings, shipped_text
 
 CUSTOMERS = ("cus_ada", "cus_bob", "cus_acme", "cus_globex", "cus_carol")
 """Customers of the sample data that Stripe knows; `cus_ghost` is the one it does not."""
@@ -73,7 +75,18 @@ def running_company(*, tcp: bool) -> Iterator[Company]:
             stripe.create_customer(customer)
         config_file = server.directory / "meterctl.toml"
         config_file.write_text(shipped_text().replace("enabled = false", "enabled = true"), encoding="utf-8")
+        _count_readings(url, config_file)
         yield Company(stripe=stripe, database_url=url, config_file=config_file)
+
+
+def _count_readings(url: str, config_file: Path) -> None:
+    """As `db adopt readings` does."""
+    settings = load_settings(config_file=config_file, environ={"DATABASE_URL": url}, flags={})
+    counters = {key: meter for key, meter in settings.enabled_meters.items() if isinstance(meter, CounterMeter)}
+    with connect(url) as connection:
+        for step in plan_counting(connection, settings, counters).steps:
+            for statement in step.statements:
+                connection.execute(statement)
 
 
 def _sql(name: str) -> LiteralString:
