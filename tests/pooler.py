@@ -31,7 +31,7 @@ unix_socket_dir =
 auth_type = trust
 auth_file = {users}
 logfile = {log}
-pool_mode = transaction
+pool_mode = {pool_mode}
 default_pool_size = {pool_size}
 query_wait_timeout = 2
 """
@@ -44,8 +44,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def pool(server: EmbeddedPostgres, directory: Path, *, pool_size: int = SERVER_CONNECTIONS) -> Iterator[int]:
-    """Run a PgBouncer in transaction mode in front of the server; give its port.
+def pool(
+    server: EmbeddedPostgres, directory: Path, *, pool_size: int = SERVER_CONNECTIONS, pool_mode: str = "transaction"
+) -> Iterator[int]:
+    """Run a PgBouncer in front of the server; give its port.
 
     It refuses to run as root. Then the server's account runs it, which the server's socket is open to.
     """
@@ -60,6 +62,7 @@ def pool(server: EmbeddedPostgres, directory: Path, *, pool_size: int = SERVER_C
             users=directory / "users.txt",
             log=log,
             pool_size=pool_size,
+            pool_mode=pool_mode,
         )
     )
     account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None

@@ -15,6 +15,7 @@ from meterctl.cli.meter_wiring import MeterWiring
 from meterctl.cli.report_run import strays
 from meterctl.core.allowance import Allowance
 from meterctl.core.pacing import TokenBucket
+from meterctl.core.scope import Scope
 from meterctl.dispatch import SerialDispatcher
 from meterctl.ports import Dispatcher
 from meterctl.postgres.identity import claim_ledger
@@ -125,7 +126,7 @@ def job(
 ) -> MeterJob:
     sources = Sources(connection=connection, settings=settings, owner=owner)
     wiring = MeterWiring(sources=sources, run_id=run_id)
-    return wiring.job(key, stripe_totals(settings, key), row_ids=options.get("row_ids", ()))
+    return wiring.job(key, stripe_totals(settings, key), scope=Scope(row_ids=options.get("row_ids", ())))
 
 
 def stamped_units(world: World) -> Any:

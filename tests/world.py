@@ -25,10 +25,11 @@ from meterctl.core.allowance import Allowance
 from meterctl.core.level import LevelRequest
 from meterctl.core.model import Claim
 from meterctl.core.pacing import TokenBucket
+from meterctl.core.scope import Scope
 from meterctl.dispatch import SerialDispatcher
 from meterctl.ports import Dispatcher, MeterEvents, StopRequest, Totals, UsageSource
 from meterctl.postgres.identity import claim_ledger
-from meterctl.postgres.ledger import note_told, take_over
+from meterctl.postgres.ledger import EVERYTHING, note_told, take_over
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.runs import finish_run, start_run
@@ -103,6 +104,7 @@ class World:
         Not `locked`: on a host that takes the lock to be its own though it is not.
         """
         settings = self.settings()
+        asked = ReportOptions(**options)
         host_clock = host_clock or self.time
         owner = LedgerOwner(account=self.stripe.account_id, livemode=False)
         events = self.wrap_events(SingleEvents(stripe_client(settings.stripe, connections_max=1, read_timeout_s=1.0)))
@@ -115,7 +117,7 @@ class World:
             )
             with self.locks() if locked else nullcontext(Everybodys()) as locks:
                 report = Report(
-                    options=ReportOptions(**options),
+                    options=asked,
                     livemode=False,
                     grace=timedelta(hours=1),
                     clock=self.time,
@@ -127,18 +129,18 @@ class World:
                     allowance=Allowance(options.get("limit")),
                     undeliverable=lambda: strays(connection, settings),
                 )
-                result = report.run(self.jobs(MeterWiring(sources=sources, run_id=run_id)))
+                result = report.run(self.jobs(MeterWiring(sources=sources, run_id=run_id), asked.scope))
             ended_and_told(connection, settings, run_id, result, self.time.now())
             return result
 
-    def jobs(self, wiring: MeterWiring) -> dict[str, Callable[[], MeterJob]]:
+    def jobs(self, wiring: MeterWiring, scope: Scope = EVERYTHING) -> dict[str, Callable[[], MeterJob]]:
         """Event_name → how to open the meter's job, for all enabled meters."""
         meters = wiring.sources.settings.enabled_meters
-        return {meter.event_name: partial(self._job, wiring, key) for key, meter in meters.items()}
+        return {meter.event_name: partial(self._job, wiring, key, scope) for key, meter in meters.items()}
 
-    def _job(self, wiring: MeterWiring, key: str) -> MeterJob:
+    def _job(self, wiring: MeterWiring, key: str, scope: Scope) -> MeterJob:
         totals = stripe_totals(wiring.sources.settings, key)
-        return self.wrap_job(wiring.job(key, self.wrap_totals(totals)))
+        return self.wrap_job(wiring.job(key, self.wrap_totals(totals), scope=scope))
 
     def locks(self) -> MeterLocks:
         return MeterLocks(self.database_url, run_label="test", host_clock=self.time)
@@ -163,13 +165,13 @@ class World:
         """A meter's usage as a report reads it, on this world's own connection."""
         return Sources(connection=self.connection, settings=self.settings()).of(key)  # type: ignore[arg-type] # only the row factory differs
 
-    def rows_source(self) -> PostgresRows:
-        """The usage rows as a report reads them, on this world's own connection."""
+    def rows_source(self, connection: psycopg.Connection[Any] | None = None) -> PostgresRows:
+        """The usage rows as a report reads them, on this world's own connection or the one given."""
         settings = self.settings()
         meter = settings.meters["ai_suggestion"]
         assert isinstance(meter, RowsMeter)
         nobody = LedgerOwner(account="", livemode=False)
-        return PostgresRows(self.connection, "ai_suggestion", meter, settings.lookups, nobody)  # type: ignore[arg-type] # only the row factory differs
+        return PostgresRows(connection or self.connection, "ai_suggestion", meter, settings.lookups, nobody)  # type: ignore[arg-type] # only the row factory differs
 
     # The scene
 

@@ -47,7 +47,7 @@ _MEANINGS = {
     ExitCode.OK: "done, or nothing to do",
     ExitCode.BUG: "a bug in meterctl",
     ExitCode.USAGE: "wrong command line",
-    ExitCode.PROBLEMS: "done, with new problems for a person (summary: while any is open)",
+    ExitCode.PROBLEMS: "done, with new problems for a person (summary, doctor: while any is open)",
     ExitCode.DIFFERENCE: "a difference, or something is too old",
     ExitCode.BAD_INPUT: "bad input",
     ExitCode.UNAVAILABLE: "Stripe or PostgreSQL is away, or time ran out: run again",

@@ -6,15 +6,21 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
 
+from meterctl.core.meter_check import StripeMeter
 from meterctl.core.model import Claim, Heard, MeterEvent, Outcome
-from meterctl.core.reconciliation import Difference, Proof, Span, SpanBooks
+from meterctl.core.reconciliation import Difference, Proof, SpanBooks
+from meterctl.core.scope import Scope, UsageSpan
 from meterctl.core.settlement import Books, HeldReason, Series, Verdict, Window
+from meterctl.core.spans import Span
 from meterctl.core.state import Transition
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageKey:
-    """Where a page of rows ended: go on behind it. Without `row_id`: before the first row that has no time."""
+    """Where a page of rows ended: go on behind it. Without `row_id`: before the first row that has no time.
+
+    `occurred_at` is what the column holds: local time where the column's type has no time zone.
+    """
 
     occurred_at: datetime | None
     row_id: str | None
@@ -22,10 +28,11 @@ class PageKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KindCount:
-    """Events or rows of one kind: `outcome` is pending, rejected, expired, skipped, held or conflict.
+    """Events or rows of one kind, `late_count` of them after their invoice was final.
 
-    Or refused: it cannot be sent as it is and is not in the ledger, so the next run looks at it again. Or uncounted: a
-    place whose usage never reaches the source.
+    `outcome` is pending, rejected, expired, skipped, held, conflict, known, newer, before_since or refused. What is
+    refused cannot be sent as it is, and is not in the ledger: the next run looks at it again.
+    Uncounted: a place whose usage never reaches the source.
     """
 
     outcome: str
@@ -35,6 +42,7 @@ class KindCount:
     sample_ids: tuple[str, ...] = ()
     customer_count: int = 0
     oldest: datetime | None = None
+    late_count: int = 0
 
     @property
     def problem_code(self) -> str:
@@ -53,13 +61,29 @@ class Page:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowWindow:
-    """Which rows a run looks at. `since` is inclusive; rows between `expired_before` and `fresh_from` wait a little."""
+    """Which rows a run looks at. Both ends are inclusive; rows between `expired_before` and `fresh_from` wait a little.
+
+    `span` is what the run is confined to, if it is: then rows without a time are not looked at either. `as_of` is the
+    run's instant, where that is not `until`.
+    """
 
     since: datetime
     until: datetime
     fresh_from: datetime
     expired_before: datetime
     row_ids: tuple[str, ...] = ()
+    span: UsageSpan | None = None
+    as_of: datetime | None = None
+
+    @property
+    def now(self) -> datetime:
+        """The run's instant."""
+        return self.as_of or self.until
+
+    @property
+    def scope(self) -> Scope:
+        """Which of the ledger's events belong to it."""
+        return Scope(row_ids=self.row_ids, span=self.span)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +92,14 @@ class Backlog:
 
     row_count: int
     oldest: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpanCounts:
+    """Rows, or events, of a span that nothing need or can be done about: Stripe has them, or takes them no more."""
+
+    reported: int
+    too_old: int
 
 
 class UsageSource(Protocol):
@@ -79,8 +111,17 @@ class UsageSource(Protocol):
         """Turn the next page of usage into ledger events, at most `room` of them to be sent, in one transaction."""
         ...
 
-    def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
-        """Return what collecting and delivering everything would do; writes nothing."""
+    def preview(
+        self, window: RowWindow, *, doubt_horizon: datetime, late_before: datetime | None = None
+    ) -> list[KindCount]:
+        """Return what collecting and delivering everything would do; writes nothing.
+
+        `late_before`: events whose period ended before it are counted as late.
+        """
+        ...
+
+    def span_counts(self, window: RowWindow) -> SpanCounts:
+        """Return what of the window's span is reported, and what is not and lies before `fresh_from`."""
         ...
 
     def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:
@@ -304,6 +345,18 @@ class ReconciliationLedger(Protocol):
 
     def store(self, comparison: Comparison, *, is_full: bool) -> Proof:
         """Keep what was found; return what is proven of the customer now."""
+        ...
+
+
+class MeterCatalog(Protocol):
+    """Stripe's meters, and what they cost."""
+
+    def meters(self) -> list[StripeMeter]:
+        """Return all meters, deactivated ones too. Raises the MeterctlError that fits."""
+        ...
+
+    def is_priced(self, meter_id: str) -> bool:
+        """Return whether an active price is linked to the meter. Raises the MeterctlError that fits."""
         ...
 
 

@@ -17,6 +17,14 @@ from meterctl.sandbox.local_stripe import LocalStripe
 
 TIMEOUT_S = 90
 
+LIVE = """
+import sys, stripe
+stripe.DEFAULT_API_BASE = sys.argv.pop(1)
+from meterctl.__main__ import run
+run()
+"""
+"""The command as it is, but Stripe's own address is the local one: `METERCTL_STRIPE_API_BASE` is for test keys only."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -34,12 +42,13 @@ class Finished:
 
 @dataclass(kw_only=True)
 class Shell:
-    """Runs `meterctl` with an environment that holds nothing else."""
+    """Runs `meterctl` with an environment that holds nothing else. `live`: with a live key, on Stripe's live data."""
 
     database_url: str
     stripe: LocalStripe
     home: Path
     extra: dict[str, str] = field(default_factory=dict)
+    live: bool = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -50,11 +59,17 @@ class Shell:
             "STRIPE_SECRET_KEY": self.stripe.api_key,
             "METERCTL_STRIPE_API_BASE": self.stripe.url,
         } | self.extra
+        if self.live:
+            given |= {"STRIPE_SECRET_KEY": "sk_live_example", "METERCTL_STRIPE_API_BASE": ""}
         return {name: value for name, value in given.items() if value}
+
+    @property
+    def program(self) -> list[str]:
+        return [sys.executable, *(["-c", LIVE, self.stripe.url] if self.live else ["-m", "meterctl"])]
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", "meterctl", *arguments],
+            [*self.program, *arguments],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

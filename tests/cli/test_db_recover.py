@@ -80,6 +80,7 @@ def test_afterwards_totals_decide_before_anything_is_sent(waiting: Shell) -> Non
         (("--since", "2100-01-01"), "lies ahead"),
         ((*AGO, "--resend"), "leave out --resend"),
         (("--since", "yesterday"), "no instant"),
+        (("--since", "0001-01-01T00:00:00+01:00"), "no instant"),
     ],
 )
 def test_what_makes_no_sense_is_refused(waiting: Shell, arguments: tuple[str, ...], said: str) -> None:
@@ -123,3 +124,18 @@ def test_marks_that_cannot_be_read_are_told_and_stop_nothing(shell: Shell) -> No
         assert (first.code, second.code) == (0, 0)
         assert ("copies_cannot_be_told" in first.stderr, "copies_cannot_be_told" in second.stderr) == (True, False)
         assert "WARN  system identifier cannot be read here" in job.run("db", "check").stdout
+
+
+def test_adopting_wants_the_owner_and_says_so(waiting: Shell) -> None:
+    """`db check` finds nothing missing in the job's role."""
+    with open_roles() as roles:
+        role = roles.create(waiting.database_url)
+        with psycopg.connect(waiting.database_url) as connection:
+            connection.execute(
+                f"GRANT USAGE ON SCHEMA meterctl TO {role};"
+                f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA meterctl, public TO {role}"
+            )
+        job = Shell(database_url=as_role(waiting.database_url, role), stripe=waiting.stripe, home=waiting.home)
+        done = job.run("db", "adopt-copy", "--yes")
+    assert (done.code, "run it as the owner of the schema meterctl" in done.stderr) == (77, True), done.stderr
+    assert {row[0] for row in waiting.sql("SELECT state FROM meterctl.meter_events")} == {"pending"}

@@ -138,6 +138,10 @@ def test_a_read_replica_is_78_and_points_to_the_primary(tmp_path: Path, argument
         with standby(server):
             refused(shell.run(*arguments), 78, "use the primary")
             assert "WARN  this server is a standby" in shell.run("db", "check").stdout
+            doctor = shell.run("doctor", "--offline")
+            assert doctor.code == 78
+            assert "FAIL  replica: this server is a standby" in doctor.stdout
+            assert "OK    lock: " in doctor.stdout
         assert shell.total == 0
 
 

@@ -1,9 +1,8 @@
 """`meterctl db forget-test`: out of test mode, so that live mode bills every row once, and none of a predecessor's."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -11,14 +10,6 @@ import pytest
 
 from cli.conftest import TIMEOUT_S, Finished, Shell
 from roles import as_role, open_roles
-
-LIVE = """
-import sys, stripe
-stripe.DEFAULT_API_BASE = sys.argv.pop(1)
-from meterctl.__main__ import run
-run()
-"""
-"""The command as it is, but Stripe's own address is the local one: `METERCTL_STRIPE_API_BASE` is for test keys only."""
 
 REFUSALS = {
     "an error": "BEFORE UPDATE ON usage_events FOR EACH ROW WHEN (OLD.id = 3) EXECUTE FUNCTION refuse()",
@@ -42,18 +33,7 @@ def forget(shell: Shell, *arguments: str) -> Finished:
 
 def live(shell: Shell, *arguments: str) -> Finished:
     """Report in live mode, for real, against the local Stripe's live data."""
-    environment = shell.environment | {"STRIPE_SECRET_KEY": "sk_live_example"}
-    del environment["METERCTL_STRIPE_API_BASE"]
-    child = subprocess.run(
-        [sys.executable, "-c", LIVE, shell.stripe.url, "report-usage", "--live", *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_S,
-    )
-    return Finished(child.returncode, child.stdout, child.stderr)
+    return replace(shell, live=True).run("report-usage", "--live", *arguments)
 
 
 def counts(shell: Shell) -> tuple[int, int, int, int]:

@@ -199,12 +199,18 @@ def test_a_customer_nobody_knows_is_named(reported: Shell) -> None:
         (["--until", "2126-01-01"], "in the future"),
         (["--since", "2026-01-02", "--until", "2026-01-01"], "not before"),
         (["--since", "yesterday"], "no instant"),
+        (["--since", "1969-12-31"], "before 1970"),
         (["--meter", "nope"], "no enabled meter"),
     ],
 )
 def test_nonsense_is_a_usage_error(shell: Shell, arguments: list[str], says: str) -> None:
     done = shell.run("reconcile", *arguments)
     assert (done.code, says in done.stderr) == (2, True), done.stderr
+
+
+def test_what_is_no_text_is_bad_input(reported: Shell) -> None:
+    done = reported.run("reconcile", "--customer", "\udcff")
+    assert (done.code, "is no UTF-8 text" in done.stderr) == (65, True), done.stderr
 
 
 def test_too_few_reads_for_one_customer_are_a_usage_error(reported: Shell) -> None:

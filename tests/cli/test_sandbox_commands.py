@@ -63,15 +63,13 @@ def finish(child: "subprocess.Popen[str]") -> Finished:
 
 @pytest.mark.usefixtures("leftovers")
 def test_the_demo_bills_every_unit_once_and_leaves_nothing(environment: dict[str, str]) -> None:
-    started = time.monotonic()
     done = finish(start(environment, "demo"))
     assert done.code == 0, done.stderr
-    assert time.monotonic() - started < 20
-    assert "reported 240" in done.stdout
-    assert done.stdout.count("cus_acme") == 2
+    assert "reported 266" in done.stdout
+    assert done.stdout.count("cus_acme") == 6
     assert "DIFFERENT" not in done.stdout
     assert "billed nothing twice" in done.stdout
-    assert "report-usage: total 25, reported 0, skipped 25" in done.stdout
+    assert "report: total 38, reported 0, skipped 38" in done.stdout
 
 
 @pytest.mark.usefixtures("leftovers")
@@ -91,11 +89,12 @@ def test_the_demo_leaves_nothing_when_it_is_interrupted(environment: dict[str, s
 def test_sandbox_up_prints_exports_that_work_and_ends_on_ctrl_c(environment: dict[str, str]) -> None:
     child = start(environment, "sandbox", "up")
     assert child.stdout is not None
-    lines = [child.stdout.readline() for _ in range(3)]
+    lines = [child.stdout.readline() for _ in range(4)]
     assert [line.split("=")[0] for line in lines] == [
         "export DATABASE_URL",
         "export STRIPE_SECRET_KEY",
         "export METERCTL_STRIPE_API_BASE",
+        "export METERCTL_CONFIG",
     ]
     script = "".join(lines) + f"{sys.executable} -m meterctl report-usage -n"
     shell = subprocess.run(["/bin/sh", "-c", script], env=environment, capture_output=True, text=True, check=False)

@@ -104,6 +104,20 @@ def test_answers_have_the_published_shape(
     assert_fits(document, schema, description, template)
 
 
+def test_prices_have_the_published_shape(frozen: LocalStripe, description: Any) -> None:
+    """The copy describes the objects, not the calls."""
+    frozen.create_price(frozen.meters()[0].id)
+    plain = {"currency": "usd", "unit_amount": "5", "product": "prod_known"}
+    assert call(frozen, "POST", "/v1/prices", plain)[0] == 200
+    status, page = call(frozen, "GET", "/v1/prices", {})
+    assert (status, page["object"], page["url"], len(page["data"])) == (200, "list", "/v1/prices", 2)
+    schemas = description["components"]["schemas"]
+    for price in page["data"]:
+        assert_fits(price, schemas["price"], description, "price")
+    (metered,) = (price for price in page["data"] if price["recurring"])
+    assert_fits(metered["recurring"], schemas["recurring"], description, "recurring")
+
+
 def test_parameters_are_the_published_ones(description: Any) -> None:
     """What the local Stripe takes, required or not, is what Stripe takes."""
     from meterctl.sandbox.local_stripe.routes import OPERATIONS  # noqa: PLC0415  # the table under test, of no other use

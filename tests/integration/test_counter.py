@@ -6,6 +6,8 @@ from decimal import Decimal
 
 import pytest
 
+from meterctl.actions.collect import row_window
+from meterctl.actions.first_night import waiting_window
 from meterctl.actions.preview import preview
 from meterctl.errors import ExitCode
 from meterctl.postgres.connect import connect
@@ -230,7 +232,9 @@ def test_windows_part_at_hours_and_period_ends_and_hold_their_own_timestamp(
     name = devices.connection.info.dbname
     devices.connection.execute(f"ALTER DATABASE {name} SET TimeZone = '{zone}'")
     organisation(devices, "acme", current_period_start=turn, current_period_end=turn + 30 * DAY)
-    offsets = [timedelta(microseconds=us) for us in (-3_600_000_000, -1, 0, 1, 1_000_000, 3_599_999_999, 3_600_000_000)]
+    offsets = [
+        timedelta(microseconds=us) for us in (-3_600_000_000, -1, 0, 0, 1, 1_000_000, 3_599_999_999, 3_600_000_000)
+    ]
     for offset in offsets:
         record(devices, "acme", 1, at=turn + offset)
     devices.run()
@@ -267,3 +271,16 @@ def test_a_rejected_window_is_issued_again_for_whoever_pays_now(devices: World) 
     devices.time.advance(36 * DAY)
     devices.run()
     assert outbox(devices) == 0
+
+
+def test_usage_that_waits_too_long_is_told_as_one(devices: World) -> None:
+    """What the doctor asks; a free subject's is not among it."""
+    organisation(devices, "acme")
+    organisation(devices, "free", pays=False)
+    for days in (31, 32, 33, 36, 80):
+        for name in ("acme", "free"):
+            record(devices, name, 2, at=devices.time.now() - days * DAY)
+    source = devices.source(COUNTER)
+    assert isinstance(source, PostgresCounter)
+    found = source.uncollected(waiting_window(row_window(devices.time.now(), recent=None)))
+    assert [(kind.outcome, kind.event_count, kind.units) for kind in found] == [("expired", 2, 4), ("pending", 3, 6)]

@@ -9,6 +9,7 @@ from threading import Barrier
 import psycopg
 import pytest
 
+from meterctl.core.diagnosis import Status
 from meterctl.errors import (
     ConfigurationError,
     LockedError,
@@ -21,7 +22,7 @@ from meterctl.postgres.adopt import Adoption, plan_adoption
 from meterctl.postgres.adopting import carry_out, require_rights
 from meterctl.postgres.connect import connect
 from meterctl.postgres.indexes import Columns, index_name
-from meterctl.postgres.inspection import Status, inspect_database
+from meterctl.postgres.inspection import inspect_database
 from meterctl.postgres.wanted import meters_of_table, rows_meters
 from meterctl.settings import Settings, load_settings
 from roles import Roles, as_role, open_roles
@@ -90,7 +91,7 @@ def unreported(connection: psycopg.Connection) -> list[datetime]:
 
 
 def failures(connection: psycopg.Connection, settings: Settings) -> list[str]:
-    return [f.message for f in inspect_database(connection, settings) if f.status is not Status.OK]
+    return [f.line for f in inspect_database(connection, settings) if f.status is not Status.OK]
 
 
 def invalid_indexes(connection: psycopg.Connection) -> int:

@@ -6,10 +6,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from meterctl.core.diagnosis import Status
 from meterctl.errors import ConfigurationError, NotPermittedError
 from meterctl.postgres.check import configuration_problems, misfits, require_fit
 from meterctl.postgres.connect import connect
-from meterctl.postgres.inspection import Status, inspect_database
+from meterctl.postgres.inspection import inspect_database
 from meterctl.settings import Settings, load_settings
 from roles import Roles, as_role, open_roles
 
@@ -173,7 +174,7 @@ def test_instants_without_time_zone_are_refused(connection: psycopg.Connection, 
     assert problems(connection, config) == [
         (
             'meters.x.occurred_at: "created_at" of usage_events is timestamp without time zone, which names no '
-            "instant; make it timestamp with time zone, or name a view that converts it"
+            'instant; name its zone (time_zone = "UTC", "Europe/Berlin", ...), or make it timestamp with time zone'
         ),
         (
             'lookups.owner.started_at: "started_at" of subscriptions is date, which names no instant; '
@@ -361,7 +362,7 @@ def statements_sent(connection: psycopg.Connection, settings: Settings, trace: P
 
 def findings(connection: psycopg.Connection, config: Path, status: Status, text: str = CONFIG) -> list[str]:
     found = inspect_database(connection, settings_of(config, text))
-    return [finding.message for finding in found if finding.status is status]
+    return [finding.line for finding in found if finding.status is status]
 
 
 def test_db_check_is_all_ok_on_the_shipped_tables(connection: psycopg.Connection, config: Path) -> None:

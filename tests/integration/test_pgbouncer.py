@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import psycopg
@@ -29,10 +29,15 @@ pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not inst
 
 @contextmanager
 def behind_a_pool(
-    server: EmbeddedPostgres, database_url: str, directory: Path, *, pool_size: int = SERVER_CONNECTIONS
+    server: EmbeddedPostgres,
+    database_url: str,
+    directory: Path,
+    *,
+    pool_size: int = SERVER_CONNECTIONS,
+    pool_mode: str = "transaction",
 ) -> Iterator[Shell]:
     name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
-    with pool(server, directory, pool_size=pool_size) as port, LocalStripe() as stripe:
+    with pool(server, directory, pool_size=pool_size, pool_mode=pool_mode) as port, LocalStripe() as stripe:
         stripe.create_meter(event_name="ai_suggestion")
         url = f"postgresql://postgres@127.0.0.1:{port}/{quote(str(name))}"
         yield Shell(database_url=url, stripe=stripe, home=directory)
@@ -218,3 +223,27 @@ def test_a_pool_too_small_for_the_lock_is_69_and_says_what_it_waited_for(
         assert done.code == 69, done.stderr
         assert "query_wait_timeout" in done.stderr
         assert shell.total == 0
+
+
+# The doctor
+
+
+def lock_of(shell: Shell) -> tuple[int, list[tuple[str, str]]]:
+    done = shell.run("doctor", "--offline", "--json")
+    found = [(one["status"], one["message"]) for one in done.document["checks"] if one["check"] == "lock"]
+    return done.code, found
+
+
+def test_the_doctor_finds_that_the_lock_holds_in_the_pool(pooled: Shell) -> None:
+    assert lock_of(pooled)[1] == [("ok", "the lock of one connection keeps another one out, and frees itself")]
+
+
+@pytest.mark.parametrize("setting", [{"pool_size": 1}, {"pool_mode": "statement"}])
+def test_the_doctor_names_a_pool_that_cannot_keep_the_lock(
+    pg_server: EmbeddedPostgres, database_url: str, short_tmp: Path, setting: Any
+) -> None:
+    """A pool of one connection, and one in statement mode, which knows no transactions."""
+    with behind_a_pool(pg_server, database_url, short_tmp, **setting) as shell:
+        code, ((status, message),) = lock_of(shell)
+        assert (code, status) == (69, "fail")
+        assert message.startswith("the lock cannot be tried: ")

@@ -12,7 +12,7 @@ import pytest
 
 from meterctl.actions.collect import row_window
 from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT, Claim, Heard, Outcome, OutcomeKind
-from meterctl.core.reconciliation import DAY, HOUR, Span
+from meterctl.core.spans import DAY, HOUR, Span
 from meterctl.core.state import Transition, advance
 from meterctl.ports import ClaimRequest, PageKey
 from meterctl.postgres.connect import connect
@@ -85,16 +85,21 @@ def fill(connection: psycopg.Connection[Any]) -> None:
         FROM usage_events WHERE stripe_reported_at IS NOT NULL
         """
     )
+    connection.execute("INSERT INTO meterctl.identity (account, livemode, since) VALUES ('acct_example', false, now())")
     connection.execute("ANALYZE")
 
 
 @pytest.fixture
 def source(connection: psycopg.Connection[Any], database_url: str) -> PostgresRows:
+    return source_of(connection, database_url)
+
+
+def source_of(connection: psycopg.Connection[Any], database_url: str, **changes: object) -> PostgresRows:
     settings = load_settings(config_file=None, environ={"DATABASE_URL": database_url}, flags={})
     meter = settings.meters["ai_suggestion"]
     assert isinstance(meter, RowsMeter)
     owner = LedgerOwner(account="acct_example", livemode=False)
-    return PostgresRows(connection, "ai_suggestion", meter, settings.lookups, owner)
+    return PostgresRows(connection, "ai_suggestion", meter.model_copy(update=changes), settings.lookups, owner)
 
 
 @pytest.fixture
@@ -185,6 +190,22 @@ def test_a_page_of_rows_before_the_ledgers_first_analyze(
     probes = [n for n in nodes(Explaining.plans[-1]) if n.get("Index Name") == "one_live_event_per_row"]
     assert len(probes) == 1
     assert "source_row_id" in probes[0]["Index Cond"]
+
+
+@pytest.mark.parametrize(
+    "key", [None, PageKey(occurred_at=NOW.replace(tzinfo=None) - timedelta(days=17), row_id="19000")]
+)
+def test_a_page_of_rows_in_local_time(
+    connection: psycopg.Connection[Any], database_url: str, key: PageKey | None
+) -> None:
+    """The zone makes expressions of the column's values; the index must still bound the page on both sides."""
+    connection.execute("ALTER TABLE usage_events ALTER created_at TYPE timestamp; ANALYZE usage_events")
+    source_of(connection, database_url, time_zone="Europe/Berlin").collect(
+        row_window(NOW, recent=None), key, batch_size=100, now=NOW
+    )
+    (scan,) = (n for n in page_of(Explaining.plans[-1]) if n.get("Index Name") == "usage_events_unreported")
+    assert ("created_at >= " in scan["Index Cond"], "created_at <= " in scan["Index Cond"]) == (True, True)
+    assert "Sort" not in {node["Node Type"] for node in page_of(Explaining.plans[-1])}
 
 
 def page_of(plan: Plan) -> Iterator[Plan]:

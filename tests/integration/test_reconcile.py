@@ -10,7 +10,8 @@ import pytest
 
 from meterctl.actions.reading_plan import default_span, reading_plan
 from meterctl.actions.reconcile import MeterSide, Reconciliation
-from meterctl.core.reconciliation import Cause, Difference, Span
+from meterctl.core.reconciliation import Cause, Difference
+from meterctl.core.spans import Span
 from meterctl.errors import ExitCode, UnavailableError
 from meterctl.ports import GroupedReading
 from meterctl.postgres.reconciliations import PostgresReconciliations

@@ -179,8 +179,8 @@ def test_one_row_only(world: World) -> None:
     world.customer("ada")
     world.usage("ada", 1)
     wanted = world.usage("ada", 10)
-    assert world.run(row_ids=(str(wanted),)).totals.reported == 1
-    assert world.stripe_total() == 10
+    result = world.run(row_ids=(str(wanted),))
+    assert (result.exit_code, result.totals.reported, world.stripe_total()) == (ExitCode.OK, 1, 10)
 
 
 def test_recent_looks_no_further_back(world: World) -> None:

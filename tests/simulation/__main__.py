@@ -33,9 +33,8 @@ def main() -> int:
     started_s = time.monotonic()
     failed = _in_processes(asked.jobs)
     took_s = time.monotonic() - started_s
-    _say(
-        f"{asked.seeds} seeds of {asked.company} from {asked.first}, {failed} failed, {took_s:.0f} s in {asked.jobs} processes"
-    )
+    ran = f"{asked.seeds} seeds of {asked.company} from {asked.first}"
+    _say(f"{ran}, {failed} failed, {took_s:.0f} s in {asked.jobs} processes")
     return 1 if failed else 0
 
 

@@ -146,7 +146,8 @@ class Simulation:
             window = Window(customer=event["customer"], minute=minute)
             ids = [one["id"] for one in doubtable(self.plain, event["event_name"], window)]
             self.say(f"ledger doubt {ids}")
-            put_in_doubt(self.plain, ids, "a person doubts")
+            unstamp = self.world.rows_source(self.plain).unstamp
+            put_in_doubt(self.plain, ids, "a person doubts", unstamp_rows=unstamp)
 
     def _perhaps_set_back(self) -> None:
         """The ledger is kept one night, and some nights later it is that again; then somebody recovers it."""

@@ -11,6 +11,8 @@ from meterctl.settings import load_settings
 from meterctl.settings.load import VARIABLES
 from meterctl.settings.meters import METER_KINDS
 from meterctl.settings.model import LookupSettings, StripeSettings
+from meterctl.settings.secrets import SECRET_VARIABLES
+from reference import PAGE, PARTS, written
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -127,6 +129,19 @@ def test_the_table_of_meter_keys_names_keys_of_a_meter() -> None:
 
 
 # What must not drift apart
+
+
+def test_the_configuration_reference_is_what_the_schema_says() -> None:
+    """`./dev docs` writes it."""
+    text = PAGE.read_text(encoding="utf-8")
+    assert set(re.findall(r"made by \./dev docs: (\w+)", text)) == set(PARTS)
+    assert written(text) == text
+
+
+def test_every_variable_is_in_the_configuration_reference() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for name in (*VARIABLES, *SECRET_VARIABLES, "STRIPE_METER_EVENT_NAME"):
+        assert f"| `{name}` | " in text, name
 
 
 def test_the_cron_lines_that_are_shown_are_those_that_are_shipped() -> None:

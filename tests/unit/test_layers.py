@@ -64,6 +64,7 @@ OUTSIDE: dict[str, set[str]] = {
 PURE = {
     # All that core may import from outside: nothing here reads a clock, a file, the environment, the network or chance.
     *("abc", "bisect", "collections", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools"),
+    *("hmac", "json"),
     *("hashlib", "heapq", "itertools", "math", "numbers", "operator", "re", "string", "types", "typing"),
 }
 

@@ -14,24 +14,17 @@ from hypothesis import strategies as st
 
 from meterctl.actions.reading_plan import default_span, full_from, reading_plan
 from meterctl.core.reconciliation import (
-    DAY,
-    EPOCH,
-    HOUR,
-    PAGE_MAX,
     SUMMARY_LAG,
     Cause,
     Difference,
     Proof,
-    Span,
     SpanBooks,
     cause_of,
-    cells,
     compared,
-    halves,
     proof_after,
-    questions,
 )
 from meterctl.core.settlement import MINUTE, SUMS_MAX
+from meterctl.core.spans import DAY, EPOCH, HOUR, PAGE_MAX, Span, cells, halves, questions
 from meterctl.ports import KnownCustomer
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)

@@ -154,6 +154,30 @@ REFUSED_METERS = {
         '"at"\nvalue_payload_key = "stripe_customer_id"',
         "value_payload_key: is the same as customer_payload_key",
     ),
+    "taken payload key": (
+        '"at"',
+        '"at"\npayload = { region = "r", value = "v" }',
+        'payload: the key "value" is the meter\'s value_payload_key; choose another, or remove it',
+    ),
+    "payload key with bracket": (
+        '"at"',
+        '"at"\npayload = { "a[b]" = "c" }',
+        'payload: the key "a[b]" holds a bracket, at which Stripe would take it apart; choose another name',
+    ),
+    "long payload key": (
+        '"at"',
+        f'"at"\npayload = {{ {"x" * 101} = "c" }}',
+        f'payload: the key "{"x" * 101}" is longer',
+    ),
+    "payload from a number": ('"at"', '"at"\npayload = { a = 5 }', "payload.a: must be text in quotes, not a whole"),
+    "payload of columns": ('"at"', '"at"\npayload = ["a"]', "payload: must be a table of keys, not a list"),
+    "abbreviated zone": (
+        '"at"',
+        '"at"\ntime_zone = "CET"',
+        'time_zone: is not the full name of a time zone; write it like "Europe/Berlin", or "UTC"',
+    ),
+    "zone by offset": ('"at"', '"at"\ntime_zone = "UTC+1"', "time_zone: is not the full name of a time zone"),
+    "naive since": ('"at"', '"at"\nsince = 2026-12-01T00:00:00', "since: has no time zone; write it like"),
     "naive instant": (
         '"at"',
         '"at"\nadopt_identifiers_until = 2026-12-01T00:00:00',

@@ -7,6 +7,8 @@ from datetime import datetime, timedelta
 from meterctl.actions.tally import Tally
 from meterctl.clock import Clock
 from meterctl.core.model import PAST_LIMIT
+from meterctl.core.scope import UsageSpan
+from meterctl.logs import get_logger
 from meterctl.ports import MeterLedger, Page, PageKey, RowWindow, UsageSource
 
 LOOK_BACK = PAST_LIMIT - timedelta(hours=1)
@@ -16,16 +18,29 @@ EXPIRED_LOOK_BACK = 2 * PAST_LIMIT
 """Rows between 35 days and this age enter the ledger once, as expired; older ones are not looked at."""
 
 
-def row_window(now: datetime, *, recent: timedelta | None, row_ids: tuple[str, ...] = ()) -> RowWindow:
-    """Return which rows a run at `now` looks at; `recent` shortens the look-back for frequent runs."""
-    fresh_from = now - LOOK_BACK
+def row_window(
+    now: datetime, *, recent: timedelta | None, row_ids: tuple[str, ...] = (), span: UsageSpan | None = None
+) -> RowWindow:
+    """Return which rows a run at `now` looks at.
+
+    `recent` shortens the look-back for frequent runs; a past `span` takes its place.
+    """
+    look_back = recent if recent is not None else EXPIRED_LOOK_BACK
     return RowWindow(
-        since=now - (recent if recent is not None else EXPIRED_LOOK_BACK),
-        until=now,
-        fresh_from=fresh_from,
+        since=span.since if span else now - look_back,
+        until=span.last if span else now,
+        fresh_from=now - LOOK_BACK,
         expired_before=now - PAST_LIMIT,
         row_ids=row_ids,
+        span=span,
+        as_of=now,
     )
+
+
+SKIPPED = {"no_subscription": "no Stripe customer"}
+"""Code of a skip that names its subjects → why."""
+
+log = get_logger()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,5 +76,9 @@ class Collection:
             self.ledger.stamp(page.unstamped_row_ids, now=self.clock.now())
         for kind in page.kinds:
             self.tally.collected(kind)
+            if kind.code in SKIPPED:
+                log.info(
+                    "skipped", event_name=self.tally.event_name, reason=SKIPPED[kind.code], subjects=kind.sample_ids
+                )
             if self.room is not None and kind.outcome == "pending":
                 self.room -= kind.event_count

@@ -16,6 +16,7 @@ from meterctl.clock import Clock, HostClock
 from meterctl.core.allowance import Allowance
 from meterctl.core.model import PAST_LIMIT
 from meterctl.core.pacing import SILENCE_AGAIN_MAX_S, SILENCE_MAX_S, OutageWatch
+from meterctl.core.scope import Scope, UsageSpan
 from meterctl.errors import ConfigurationError, ExitCode, MeterctlError
 from meterctl.logs import get_logger
 from meterctl.ports import (
@@ -37,7 +38,7 @@ PREPARING_SHARE = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportOptions:
-    """What was asked for. `limit` None: no limit; `recent` None: the full look-back."""
+    """What was asked for. `limit` None: no limit; `recent` None: the full look-back; `span` None: up to now."""
 
     batch_size: int = 500
     limit: int | None = None
@@ -45,16 +46,22 @@ class ReportOptions:
     lock_timeout_s: float = 0.0
     recent: timedelta | None = None
     row_ids: tuple[str, ...] = ()
+    span: UsageSpan | None = None
+
+    @property
+    def scope(self) -> Scope:
+        """What the run is confined to."""
+        return Scope(row_ids=self.row_ids, span=self.span)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeterJob:
-    """One meter's part of a run: its adapters, ready to work."""
+    """One meter's part of a run: its adapters, ready to work. Without `settlements` old doubts are left alone."""
 
     event_name: str
     source: UsageSource
     ledger: MeterLedger
-    settlements: SettlementLedger
+    settlements: SettlementLedger | None
     totals: Totals
     adopt_identifiers_until: datetime | None = None
     tidy: Callable[[datetime], object] = lambda _: None
@@ -137,6 +144,8 @@ class MeterReport:
 
     def _settle(self) -> None:
         """Decide old doubts. Where Stripe's totals cannot be read, they stay, and what is due is delivered."""
+        if self.job.settlements is None:
+            return
         until_s = self._share_ends_s()
         settlement = Settlement(
             ledger=self.job.settlements,
@@ -155,15 +164,14 @@ class MeterReport:
     def _collect(self) -> None:
         """Collect. Where the rows cannot be read, such as for a `where` that chokes on one, the ledger is delivered."""
         until_s = self._share_ends_s()
-        window = row_window(
-            self.parts.clock.now(), recent=self.parts.options.recent, row_ids=self.parts.options.row_ids
-        )
+        options = self.parts.options
+        window = row_window(self.parts.clock.now(), recent=options.recent, row_ids=options.row_ids, span=options.span)
         collection = Collection(
             source=self.job.source,
             ledger=self.job.ledger,
             clock=self.parts.clock,
             window=window,
-            batch_size=self.parts.options.batch_size,
+            batch_size=options.batch_size,
             tally=self.tally,
             may_go_on=lambda: self._may_go_on(until_s),
             room=self.parts.allowance.left,

@@ -7,8 +7,9 @@ from decimal import Decimal
 from functools import reduce
 from operator import add
 
-from meterctl.core.reconciliation import HOUR, Cause, Compared, Question, Span, SpanBooks, compared, halves, questions
+from meterctl.core.reconciliation import Cause, Compared, SpanBooks, compared
 from meterctl.core.settlement import MINUTE
+from meterctl.core.spans import HOUR, Question, Span, halves, questions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

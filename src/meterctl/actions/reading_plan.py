@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from meterctl.core.model import PAST_LIMIT
-from meterctl.core.reconciliation import DAY, SUMMARY_LAG, Span, questions
+from meterctl.core.reconciliation import SUMMARY_LAG
 from meterctl.core.settlement import MINUTE
+from meterctl.core.spans import DAY, Span, questions
 from meterctl.ports import KnownCustomer
 
 

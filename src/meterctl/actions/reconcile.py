@@ -13,21 +13,9 @@ from operator import add
 from meterctl.actions.narrowing import Narrowing
 from meterctl.actions.reading_plan import ReadingPlan, full_from
 from meterctl.clock import Clock
-from meterctl.core.reconciliation import (
-    DAY,
-    SUMMARY_LAG,
-    Cause,
-    Compared,
-    Difference,
-    Question,
-    Span,
-    SpanBooks,
-    cells,
-    compared,
-    equal_until,
-    questions,
-)
-from meterctl.errors import MeterctlError, UnavailableError
+from meterctl.core.reconciliation import SUMMARY_LAG, Cause, Compared, Difference, SpanBooks, compared, equal_until
+from meterctl.core.spans import DAY, Question, Span, cells, questions
+from meterctl.errors import MeterctlError, RefusedError, UnavailableError
 from meterctl.logs import get_logger
 from meterctl.ports import Comparison, GroupedTotals, KnownCustomer, ReconciliationLedger
 
@@ -152,7 +140,8 @@ class Reconciliation:
         try:
             answer = side.totals.grouped(customer, span.start, span.end, unit)
         except MeterctlError as error:
-            side.error, side.failed_in_a_row = error, side.failed_in_a_row + 1
+            side.error = error
+            side.failed_in_a_row = 0 if isinstance(error, RefusedError) else side.failed_in_a_row + 1
             log.warning("totals_not_read", event_name=side.event_name, customer=customer, error=error.message)
             return None
         side.failed_in_a_row = 0

@@ -9,7 +9,9 @@ from meterctl.actions.tally import Tally, summed
 from meterctl.errors import ConfigurationError, ExitCode
 from meterctl.ports import Undeliverable
 
-ROW_NOT_FOUND = "no meter has it to report: there is no such row, or it is older than 70 days or excluded by `where`"
+ROW_NOT_FOUND = (
+    "no meter has it to report: there is no such row, or it is older than 70 days or excluded by `since` or `where`"
+)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -20,7 +20,7 @@ HINTS = {
     "fell_to_zero": "more than half of all levels fell to 0 at once, so none of these was sent; if it is true: "
     "`meterctl report-sensors --accept-zeros`",
     "uncounted": "what is inserted there is billed to nobody: `meterctl db adopt` shows and installs what is missing",
-    "unknown_meter": "no enabled meter has this event_name: restore it in the configuration; its events stay due",
+    "unknown_meter": "no enabled meter sends it: restore or enable one in the configuration; what there is stays due",
 }
 """Problem → what to do next; other rejections are mended at their cause and retried."""
 

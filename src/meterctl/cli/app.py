@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from meterctl import __version__
-from meterctl.cli import db, ledger, reconcile, report, sandbox, settle, summary
+from meterctl.cli import (
+    backfill,
+    config,
+    db,
+    doctor,
+    ledger,
+    meters,
+    reconcile,
+    report,
+    sandbox,
+    settle,
+    summary,
+    webhooks,
+)
 from meterctl.cli.streams import prepare_streams
 from meterctl.errors import ExitCode
 
@@ -34,7 +47,7 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 -- Typer's signature of an e
 @app.callback()
 def _root(
     context: typer.Context,
-    config: Annotated[
+    config_file: Annotated[
         Path | None, typer.Option("-c", "--config", help="Configuration file (TOML).", metavar="FILE")
     ] = None,
     *,
@@ -43,7 +56,7 @@ def _root(
     ] = False,
 ) -> None:
     prepare_streams()
-    context.obj = config
+    context.obj = config_file
     context.with_resource(_terminable())
 
 
@@ -66,10 +79,15 @@ def _terminable() -> Iterator[None]:
 
 
 report.register(app)
+backfill.register(app)
 settle.register(app)
 reconcile.register(app)
 summary.register(app)
+doctor.register(app)
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(meters.app, name="meters")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(db.app, name="db")
+app.add_typer(config.app, name="config")
 app.add_typer(sandbox.app, name="sandbox")
 sandbox.register(app)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterctl.cli.options import Json, Quiet, Yes, instant
+from meterctl.cli.options import Confirm, Json, Quiet, Yes, instant
 from meterctl.errors import ConfigurationError, ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from meterctl.core.diagnosis import Finding
     from meterctl.postgres.adopt import Adoption
-    from meterctl.postgres.inspection import Finding
 
 app = typer.Typer(help="Prepare the database, and check that it is ready.", no_args_is_help=True)
 
@@ -29,9 +29,6 @@ CutOver = Annotated[
 ]
 
 
-Confirm = Annotated[
-    str | None, typer.Option("--confirm", help="With --yes in live mode: the account's id.", metavar="ACCOUNT")
-]
 Since = Annotated[
     str, typer.Option("--since", help="The instant that the database was set back to.", metavar="INSTANT")
 ]
@@ -69,18 +66,18 @@ def check(context: typer.Context, *, as_json: Json = False, quiet: Quiet = False
     if as_json:
         print(json.dumps(_document(findings, code), indent=2, ensure_ascii=False))
     elif not (quiet and code == ExitCode.OK):
-        print("\n".join(f"{finding.status:<5} {finding.message}" for finding in findings))
+        print("\n".join(f"{finding.status:<5} {finding.line}" for finding in findings))
     raise typer.Exit(code)
 
 
 def _exit_code(findings: "Sequence[Finding]") -> ExitCode:
-    failed = [finding for finding in findings if finding.status == "FAIL"]
-    codes = (ExitCode.NOT_PERMITTED if finding.privilege else ExitCode.CONFIGURATION for finding in failed)
-    return ExitCode.worst(codes)
+    from meterctl.core.diagnosis import Status, verdict
+
+    return verdict(finding for finding in findings if finding.status is Status.FAIL)
 
 
 def _document(findings: "Sequence[Finding]", code: ExitCode) -> dict[str, object]:
-    checks = [{"status": finding.status.lower(), "message": finding.message} for finding in findings]
+    checks = [{"status": finding.status.lower(), "message": finding.line} for finding in findings]
     return {"schema": "meterctl.db_check/1", "exit_code": int(code), "checks": checks}
 
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from meterctl.clock import Clock, SystemHostClock
 from meterctl.core.model import RESEND_LIMIT
 from meterctl.core.value import formatted
 from meterctl.errors import ConfigurationError, ExitCode, UsageError
+from meterctl.ports import RowWindow
 from meterctl.postgres.check import require_fit
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection, transaction
@@ -28,6 +29,7 @@ from meterctl.postgres.recover import (
     end_recovery,
     event_names,
     open_events,
+    require_right_to_adopt,
 )
 from meterctl.postgres.runs import finish_run, start_run
 from meterctl.postgres.sources import Sources
@@ -76,13 +78,16 @@ def adopt(settings: Settings, *, yes: bool, confirm: str | None, as_json: bool) 
     """Make a copy's ledger its own: nothing of what is open here is ever sent from here."""
     with open_database(settings) as connection:
         identity = _identity(connection)
-        _show(open_events(connection), {}, as_json=as_json)
-        question = "This is a copy, and what is open is billed elsewhere: close it here, and make the ledger nobody's?"
+        clock = PostgresClock(connection, SystemHostClock())
+        require_right_to_adopt(connection)
+        require_fit(connection, settings)
+        _show(open_events(connection), _uncollected(connection, settings, identity, clock.now()), as_json=as_json)
+        question = "This is a copy, and all of it is billed elsewhere: close it here, and make the ledger nobody's?"
         if not _agreed(identity, question, yes, confirm):
             return ExitCode.OK
         with all_meters_locked(settings, event_names(open_events(connection))):
             _require_no_report(connection)
-            count = adopt_copy(connection, "a copy: the original bills it")
+            count = adopt_ledger(connection, settings, clock)
     _tell("closed", count, as_json=as_json)
     return ExitCode.OK
 
@@ -125,17 +130,41 @@ def recover_ledger(connection: Connection, settings: Settings, clock: Clock, *, 
 
     From its beginning to its end no report sends anything; what dies in between is run again.
     """
-    begun_at = clock.now()
     begin_recovery(connection, since)
-    owner = _owner(_identity(connection))
-    run_id = start_run(connection, "db recover", owner, clock.now())
-    wiring = MeterWiring(sources=Sources(connection=connection, settings=settings, owner=owner), run_id=run_id)
-    for key in _with_usage_of_their_own(settings):
-        _collect(wiring, key, clock)
+    run_id = _collect_all(connection, settings, clock, "db recover")
     doubt_since = since if resend else TOTALS_ONLY
-    count = end_recovery(connection, doubt_since=doubt_since, begun_at=begun_at, now=clock.now())
+    count = end_recovery(connection, doubt_since=doubt_since, now=clock.now())
     finish_run(connection, run_id, ExitCode.OK, {"in_doubt": count}, clock.now())
     return count
+
+
+def adopt_ledger(connection: Connection, settings: Settings, clock: Clock) -> int:
+    """Collect all usage, for the original bills it, then close all events; return how many. As above."""
+    run_id = _collect_all(connection, settings, clock, "db adopt-copy", open_too=True)
+    count = adopt_copy(connection, "a copy: the original bills it")
+    finish_run(connection, run_id, ExitCode.OK, {"closed": count}, clock.now())
+    return count
+
+
+def _collect_all(
+    connection: Connection, settings: Settings, clock: Clock, command: str, *, open_too: bool = False
+) -> int:
+    """Give an event to all usage that may have been billed; return the id of the run that this began.
+
+    `open_too`: also to that of hours which have not ended.
+    """
+    owner = _owner(_identity(connection))
+    sources = Sources(connection=connection, settings=settings, owner=owner, open_too=open_too)
+    wiring = MeterWiring(sources=sources, run_id=start_run(connection, command, owner, clock.now()))
+    for key in _with_usage_of_their_own(settings):
+        _collect(wiring, key, clock)
+    return wiring.run_id
+
+
+def _window(now: datetime) -> RowWindow:
+    """Return all rows that a run may have looked at: also those by now in the hour before they expire."""
+    window = row_window(now, recent=None)
+    return replace(window, fresh_from=window.expired_before)
 
 
 def _with_usage_of_their_own(settings: Settings) -> list[str]:
@@ -149,7 +178,7 @@ def _collect(wiring: MeterWiring, key: str, clock: Clock) -> None:
         source=source,
         ledger=wiring.ledger(key, source),
         clock=clock,
-        window=row_window(clock.now(), recent=None),
+        window=_window(clock.now()),
         batch_size=500,
         tally=Tally(event_name=wiring.sources.settings.meters[key].event_name),
         may_go_on=lambda: True,
@@ -160,7 +189,7 @@ def _uncollected(
     connection: Connection, settings: Settings, identity: Mapping[str, Any], now: datetime
 ) -> dict[str, int]:
     sources = Sources(connection=connection, settings=settings, owner=_owner(identity))
-    window = row_window(now, recent=None)
+    window = _window(now)
     return {
         settings.meters[key].event_name: backlog.row_count
         for key in _with_usage_of_their_own(settings)

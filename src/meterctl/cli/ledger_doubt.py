@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -10,7 +11,10 @@ from meterctl.cli.wiring import confirmed, open_database
 from meterctl.core.settlement import Window
 from meterctl.core.value import formatted
 from meterctl.errors import ExitCode, UsageError
+from meterctl.postgres.connect import Connection
+from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.settlements import doubtable, put_in_doubt
+from meterctl.postgres.sources import Sources
 from meterctl.render.ledger import SCHEMA
 from meterctl.render.values import printable
 from meterctl.settings import Settings
@@ -38,7 +42,7 @@ def doubt_events(settings: Settings, asked: Asked) -> ExitCode:
         units = sum((event["quantity"] for event in events), Decimal(0))
         _say(f"{len(events)} accepted events, {formatted(units)} units, of {printable(asked.window.customer)}")
         agreed = bool(events) and not asked.dry_run and confirmed("put them in doubt?", yes=asked.yes)
-        done = put_in_doubt(connection, [event["id"] for event in events], asked.reason) if agreed else []
+        done = _doubted(connection, settings, key, [event["id"] for event in events], asked.reason) if agreed else []
     if asked.as_json:
         print(json.dumps({"schema": SCHEMA, "command": "doubt", "dry_run": asked.dry_run, "doubt": done}))
     elif done:
@@ -46,6 +50,15 @@ def doubt_events(settings: Settings, asked: Asked) -> ExitCode:
     else:
         print("nothing was changed")
     return ExitCode.OK
+
+
+def _doubted(connection: Connection, settings: Settings, key: str, ids: Sequence[int], reason: str) -> list[int]:
+    source = Sources(connection=connection, settings=settings).of(key)
+
+    def unstamp(event_ids: Sequence[int]) -> int:
+        return source.unstamp(event_ids) if isinstance(source, PostgresRows) else 0
+
+    return put_in_doubt(connection, ids, reason, unstamp_rows=unstamp)
 
 
 def _say(text: str) -> None:

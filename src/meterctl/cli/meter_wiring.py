@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from meterctl.actions.meter_report import MeterJob
+from meterctl.core.scope import Scope
 from meterctl.ports import Totals, UsageSource
 from meterctl.postgres.counter import PostgresCounter
-from meterctl.postgres.ledger import PostgresMeterLedger
+from meterctl.postgres.ledger import EVERYTHING, PostgresMeterLedger
 from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.settlements import PostgresSettlements
 from meterctl.postgres.sources import Sources
@@ -22,20 +23,24 @@ class MeterWiring:
     sources: Sources
     run_id: int = 0
 
-    def job(self, key: str, totals: Totals, *, row_ids: tuple[str, ...] = ()) -> MeterJob:
-        """Return the meter's part of the run. `totals` are Stripe's."""
+    def job(self, key: str, totals: Totals, *, scope: Scope = EVERYTHING) -> MeterJob:
+        """Return the meter's part of the run. `totals` are Stripe's.
+
+        Confined to a span it leaves alone what is nobody's in particular: old doubts, and usage that is done.
+        """
         meter, source = self.sources.settings.meters[key], self.sources.of(key)
+        is_whole = scope.span is None
         return MeterJob(
             event_name=meter.event_name,
             source=source,
-            ledger=self.ledger(key, source, row_ids=row_ids),
-            settlements=self.settlements(key),
+            ledger=self.ledger(key, source, scope=scope),
+            settlements=self.settlements(key) if is_whole else None,
             totals=totals,
             adopt_identifiers_until=_adopted_until(meter),
-            tidy=source.tidy if isinstance(source, PostgresCounter) else lambda _: None,
+            tidy=source.tidy if isinstance(source, PostgresCounter) and is_whole else lambda _: None,
         )
 
-    def ledger(self, key: str, source: UsageSource, *, row_ids: tuple[str, ...] = ()) -> PostgresMeterLedger:
+    def ledger(self, key: str, source: UsageSource, *, scope: Scope = EVERYTHING) -> PostgresMeterLedger:
         """Return the meter's ledger as the run sees it."""
         meter = self.sources.settings.meters[key]
         return PostgresMeterLedger(
@@ -44,7 +49,7 @@ class MeterWiring:
             event_name=meter.event_name,
             run_id=self.run_id,
             stamp_rows=lambda ids, now: source.stamp(ids, now=now) if isinstance(source, PostgresRows) else 0,
-            row_ids=row_ids,
+            scope=scope,
             keeps_last=meter.formula == "last",
         )
 

@@ -11,7 +11,7 @@ from meterctl.cli.report_run import recorded_if_it_fails, stop_on_signals
 from meterctl.cli.stripe_wiring import key_owner, summaries
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
-from meterctl.core.reconciliation import Span
+from meterctl.core.spans import EPOCH, Span
 from meterctl.errors import ExitCode, UsageError
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection
@@ -83,6 +83,8 @@ def _span(asked: Asked, now: datetime) -> Span:
     for name, bound in (("--since", span.start), ("--until", span.end)):
         if bound.second or bound.microsecond:
             raise UsageError(f"{name} is no whole minute", hint="write it like 2026-12-01T02:17:00Z")
+    if span.start < EPOCH:
+        raise UsageError("--since lies before 1970, where Stripe's time begins", hint="without --since: 35 days ago")
     if span.start >= span.end:
         raise UsageError("--since is not before --until", hint="without --until it ends 75 minutes ago")
     if span.end > now:

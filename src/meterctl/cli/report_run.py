@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -14,11 +14,13 @@ from meterctl.actions.meter_report import MeterJob
 from meterctl.actions.preview import preview
 from meterctl.actions.report import Report
 from meterctl.actions.tally import Tally, summed, together
+from meterctl.cli.far_sides import FarSides, far_sides
 from meterctl.cli.meter_wiring import MeterWiring
-from meterctl.cli.stripe_wiring import CONNECTIONS_MAX, dispatchers, key_owner, rate_per_s, summaries
+from meterctl.cli.stripe_wiring import dispatchers, rate_per_s, summaries
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
 from meterctl.core.allowance import Allowance
+from meterctl.core.scope import Scope
 from meterctl.errors import ExitCode, MeterctlError
 from meterctl.logs import get_logger
 from meterctl.ports import StopRequest, Undeliverable
@@ -26,15 +28,13 @@ from meterctl.postgres.check import require_fit
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection
 from meterctl.postgres.counter import unknown_usage
-from meterctl.postgres.identity import claim_ledger, require_owner
+from meterctl.postgres.identity import claim_ledger
 from meterctl.postgres.ledger import note_told, undeliverable
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.runs import finish_run, run_label, start_run
 from meterctl.postgres.sources import Sources
-from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.render.progress import delivery_progress
 from meterctl.render.report import ReportDocument, show_plan, show_report
-from meterctl.stripe_api.client import StripeClient, stripe_client
 
 if TYPE_CHECKING:
     from meterctl.cli.run_options import Asked
@@ -49,8 +49,7 @@ def dry_run(settings: "Settings", keys: Sequence[str], asked: "Asked", *, unsent
     with open_database(settings) as connection:
         require_fit(connection, settings, keys)
         now = PostgresClock(connection, SystemHostClock()).now()
-        owner = LedgerOwner(account="", livemode=settings.stripe.mode == "live")
-        sources = _sources(connection, settings, owner, asked)
+        sources = Sources(connection=connection, settings=settings, level=asked.level, open_too=asked.open_too)
         plans = [
             preview(
                 settings.meters[key].event_name,
@@ -88,48 +87,59 @@ class Job:
 
 def real_run(settings: "Settings", keys: Sequence[str], asked: "Asked", job: Job) -> ReportDocument:
     """Report for real, once. Nothing is written before account, mode and tables have been found to fit."""
+    with far_sides(settings, keys) as far, stop_on_signals() as stop:
+        errand = Errand(undeliverable=lambda: strays(far.connection, settings))
+        return carried_out(far, keys, asked, job, stop, errand)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Errand:
+    """What a run is for, beyond its options.
+
+    `undeliverable` finds what no meter would send. `check` looks at each meter's job under its lock, and raises where
+    it must not begin. `expected` is how many events will be delivered, if that is known.
+    """
+
+    undeliverable: Callable[[], Sequence[Undeliverable]] = tuple
+    check: Callable[[MeterJob], object] = lambda _: None
+    expected: int | None = None
+
+
+def carried_out(
+    far: FarSides, keys: Sequence[str], asked: "Asked", job: Job, stop: StopRequest, errand: Errand
+) -> ReportDocument:
+    """Record a run, carry it out, and return what came of it."""
     started_at = datetime.now(UTC)
-    host_clock = SystemHostClock()
-    with open_database(settings) as connection, stop_on_signals() as stop:
-        require_fit(connection, settings, keys)
-        client = stripe_client(settings.stripe, connections_max=CONNECTIONS_MAX)
-        clock = PostgresClock(connection, host_clock)
-        owner = key_owner(client, settings, clock)
-        require_owner(connection, owner)
-        claim_ledger(connection, owner, clock.now())
-        run_id = start_run(connection, asked.command, owner, clock.now())
-        with MeterLocks(
-            settings.database_url.get_secret_value(), run_label=run_label(), host_clock=host_clock
-        ) as locks:
-            report = Report(
-                options=asked.options,
-                livemode=owner.livemode,
-                grace=timedelta(hours=settings.stripe.invoice_grace_h),
-                clock=clock,
-                host_clock=host_clock,
-                locks=locks,
-                dispatcher=dispatchers(client, settings, host_clock),
-                stop=stop,
-                undeliverable=lambda: strays(connection, settings),
-                allowance=job.allowance,
-            )
-            job.attempts.append(report.result.tallies)
-            with (
-                recorded_if_it_fails(connection, run_id, clock),
-                delivery_progress(wanted=not asked.run.quiet) as report.progress,
-            ):
-                jobs = _Jobs(
-                    wiring=MeterWiring(sources=_sources(connection, settings, owner, asked), run_id=run_id),
-                    client=client,
-                    clock=clock,
-                    row_ids=asked.options.row_ids,
-                )
-                result = report.run(jobs.of(keys))
-        finish_run(connection, run_id, result.exit_code, result.totals.figures(), clock.now())
+    claim_ledger(far.connection, far.owner, far.clock.now())
+    run_id = start_run(far.connection, asked.command, far.owner, far.clock.now())
+    with (
+        recorded_if_it_fails(far.connection, run_id, far.clock),
+        MeterLocks(
+            far.settings.database_url.get_secret_value(), run_label=run_label(), host_clock=far.host_clock
+        ) as locks,
+        delivery_progress(wanted=not asked.run.quiet, expected=errand.expected) as progress,
+    ):
+        report = Report(
+            options=asked.options,
+            livemode=far.owner.livemode,
+            grace=far.grace,
+            clock=far.clock,
+            host_clock=far.host_clock,
+            locks=locks,
+            dispatcher=dispatchers(far.client, far.settings, far.host_clock),
+            stop=stop,
+            progress=progress,
+            undeliverable=errand.undeliverable,
+            allowance=job.allowance,
+        )
+        job.attempts.append(report.result.tallies)
+        wiring = MeterWiring(sources=sources_of(far, asked), run_id=run_id)
+        result = report.run(_Jobs(wiring=wiring, far=far, scope=asked.options.scope, check=errand.check).of(keys))
+    finish_run(far.connection, run_id, result.exit_code, result.totals.figures(), far.clock.now())
     tallies = together(job.attempts)
     return ReportDocument(
         command=asked.command,
-        mode=settings.stripe.mode,
+        mode=far.settings.stripe.mode,
         dry_run=False,
         started_at=started_at,
         run_id=run_id,
@@ -151,8 +161,11 @@ def recorded_if_it_fails(connection: Connection, run_id: int, clock: PostgresClo
         raise
 
 
-def _sources(connection: Connection, settings: "Settings", owner: LedgerOwner, asked: "Asked") -> Sources:
-    return Sources(connection=connection, settings=settings, owner=owner, level=asked.level, open_too=asked.open_too)
+def sources_of(far: FarSides, asked: "Asked") -> Sources:
+    """Return what reads the meters' usage, as it was asked for."""
+    return Sources(
+        connection=far.connection, settings=far.settings, owner=far.owner, level=asked.level, open_too=asked.open_too
+    )
 
 
 def strays(connection: Connection, settings: "Settings") -> list[Undeliverable]:
@@ -169,9 +182,9 @@ class _Jobs:
     """Opens each meter's part of the run, under its lock."""
 
     wiring: MeterWiring
-    client: StripeClient
-    clock: PostgresClock
-    row_ids: tuple[str, ...]
+    far: FarSides
+    scope: Scope
+    check: Callable[[MeterJob], object]
 
     def of(self, keys: Sequence[str]) -> Mapping[str, Callable[[], MeterJob]]:
         """Return event_name → how to open its job."""
@@ -179,10 +192,12 @@ class _Jobs:
 
     def _job(self, key: str) -> MeterJob:
         # Again, now that the meter is locked: `db forget-test` may have made the ledger nobody's while we waited.
-        sources = self.wiring.sources
-        claim_ledger(sources.connection, sources.owner, self.clock.now())
-        totals = summaries(self.client, sources.settings, sources.settings.meters[key].event_name)
-        return self.wiring.job(key, totals, row_ids=self.row_ids)
+        far = self.far
+        claim_ledger(far.connection, far.owner, far.clock.now())
+        totals = summaries(far.client, far.settings, far.settings.meters[key].event_name)
+        job = self.wiring.job(key, totals, scope=self.scope)
+        self.check(job)
+        return job
 
 
 @contextmanager
@@ -206,6 +221,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 def tell(document: ReportDocument, settings: "Settings", asked: "Asked") -> None:
     """Print the run's result and write its one canonical log line. From then on its problems are no news."""
     show_report(document, as_json=asked.run.as_json, quiet=asked.run.quiet, colour=not asked.run.no_color)
+    if asked.level.subject is not None and document.totals.skipped and not asked.run.quiet:
+        print(f"meterctl: {asked.level.subject}: no Stripe customer for it; nothing was sent", file=sys.stderr)
     # On a terminal the table has said it; elsewhere a run that did not go well is logged even under -q.
     level = log.info if document.exit_code == ExitCode.OK or sys.stderr.isatty() else log.error
     level(

@@ -35,7 +35,7 @@ def up() -> None:
         _say("# A PostgreSQL with sample data and a local Stripe are up. In another terminal:")
         for name, value in company.environment.items():
             print(f"export {name}={shlex.quote(value)}")
-        _say("# Then: meterctl report-usage --dry-run, meterctl report-usage, meterctl summary")
+        _say("# Then: meterctl report --dry-run, meterctl report, meterctl summary")
         _say(f"# The local Stripe's controls: curl {company.stripe.url}/_sandbox/    Stop: Ctrl-C")
         sys.stdout.flush()
         while True:
@@ -45,14 +45,14 @@ def up() -> None:
 def demo() -> None:
     """Show the nightly job end to end; exit 0 only if every unit was billed once."""
     with _ending_well(ExitCode.INTERRUPTED), _company(tcp=False) as company:
-        _heading("1. What a night would do: meterctl report-usage --dry-run")
-        _meterctl(company, "report-usage", "--dry-run")
-        _heading("2. The night: meterctl report-usage")
-        _meterctl(company, "report-usage")
+        _heading("1. What a night would do: meterctl report --dry-run")
+        _meterctl(company, "report", "--dry-run")
+        _heading("2. The night: meterctl report")
+        _meterctl(company, "report")
         _heading("3. Our books beside Stripe's own totals (units)")
         exact = _compare(company)
-        _heading("4. The next night: meterctl report-usage")
-        _meterctl(company, "report-usage")
+        _heading("4. The next night: meterctl report")
+        _meterctl(company, "report")
         exact = _compare(company) and exact
         _heading("5. What is left for a person: meterctl summary")
         _meterctl(company, "summary")
@@ -74,12 +74,12 @@ def _compare(company: "Company") -> bool:
     rows = company.comparison()
     print(
         table(
-            ["customer", "stamped rows", "ledger", "Stripe", ""],
-            [[c, f"{s:f}", f"{a:f}", f"{t:f}", "equal" if s == a == t else "DIFFERENT"] for c, s, a, t in rows],
+            ["meter", "customer", "our tables", "ledger", "Stripe", ""],
+            [[m, c, f"{u:f}", f"{a:f}", f"{t:f}", "equal" if u == a == t else "DIFFERENT"] for m, c, u, a, t in rows],
             console=sys.stdout.isatty(),
         )
     )
-    return bool(rows) and all(stamped == accepted == total for _, stamped, accepted, total in rows)
+    return bool(rows) and all(units == accepted == total for *_, units, accepted, total in rows)
 
 
 def _meterctl(company: "Company", *arguments: str) -> None:

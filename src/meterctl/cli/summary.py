@@ -72,7 +72,7 @@ def _document(
     now = PostgresClock(connection, SystemHostClock()).now()
     only = _names(settings, wanted)
     figures = _chosen(meter_figures(connection, now, _unreported(connection, settings, now, only)), settings, only)
-    problems = _problems(ledger_problems(connection, now), figures, settings)
+    problems = _problems(ledger_problems(connection, now), figures, settings) + _unknown(connection, settings, only)
     good = last_good_run(connection)
     too_old = age_max is not None and (good is None or now - good > age_max)
     owner, last = ledger_owner(connection), latest_runs(connection, 1)
@@ -148,6 +148,24 @@ def _problems(
             hint = hint_for("unknown_meter")
             problems.append((figure.event_name, Problem(code="unknown_meter", count=still_open, hint=hint)))
     return problems
+
+
+def _unknown(connection: "Connection", settings: "Settings", only: "Sequence[str]") -> "list[tuple[str, Problem]]":
+    """Return the usage recorded for meters that nobody configured."""
+    from meterctl.actions.tally import hint_for
+    from meterctl.core.model import Problem
+    from meterctl.postgres.counter import unknown_usage
+
+    counters = [key for key, meter in settings.enabled_meters.items() if meter.source == "counter"]
+    hint = hint_for("unknown_meter")
+    return [
+        (
+            one.event_name,
+            Problem(code="unknown_meter", count=one.event_count, sample_ids=list(one.sample_ids), hint=hint),
+        )
+        for one in unknown_usage(connection, counters)
+        if not only
+    ]
 
 
 def run_dict(run: "Run") -> dict[str, Any]:

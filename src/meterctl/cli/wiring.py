@@ -2,17 +2,19 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
-from meterctl.errors import UsageError
+from meterctl.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from meterctl.core.diagnosis import Finding
     from meterctl.postgres.connect import Connection
     from meterctl.settings import Settings
 
@@ -24,13 +26,24 @@ def open_settings(
     verbose: bool = False,
     quiet: bool = False,
     no_color: bool = False,
+    require_database: bool = True,
+    file: "Path | None" = None,
+    webhook_secret_files: "Sequence[Path]" = (),
 ) -> "Settings":
-    """Read the settings (flag > environment > file > default) and set up the logs so that no secret passes them."""
+    """Read the settings (flag > environment > file > default) and set up the logs so that no secret passes them.
+
+    `file` is read instead of the one that `-c` names, `webhook_secret_files` instead of STRIPE_WEBHOOK_SECRET.
+    """
     from meterctl.logs import configure_logs, get_logger
     from meterctl.settings import load_settings
 
-    file: Path | None = context.find_root().obj
-    settings = load_settings(config_file=file, environ=os.environ, flags=flags or {})
+    settings = load_settings(
+        config_file=file or context.find_root().obj,
+        environ=os.environ,
+        flags=flags or {},
+        require_database=require_database,
+        webhook_secret_files=webhook_secret_files,
+    )
     configure_logs(
         sys.stderr,
         level=_log_level(verbose=verbose, quiet=quiet, terminal=sys.stderr.isatty()),
@@ -64,6 +77,14 @@ def open_database(settings: "Settings") -> "Iterator[Connection]":
         yield connection
 
 
+def redacted(finding: "Finding") -> "Finding":
+    """Return a finding that no secret stands in, whoever's words it repeats."""
+    from meterctl.logs import redact
+
+    remedy = finding.remedy and redact(finding.remedy)
+    return replace(finding, message=redact(finding.message), remedy=remedy)
+
+
 def confirmed_for(account: str, question: str, *, livemode: bool, yes: bool, confirm: str | None) -> bool:
     """Ask as `confirmed` does; in live mode the account must be typed, or given with `--yes --confirm`."""
     if not livemode:
@@ -72,7 +93,8 @@ def confirmed_for(account: str, question: str, *, livemode: bool, yes: bool, con
         raise UsageError("in live mode --yes is not enough", hint=f"add --confirm {account}")
     if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return confirmed(question, yes=yes)
-    return str(typer.prompt(f"{question} Type the account's id to do it", err=True)) == account
+    with _interruptible():
+        return str(typer.prompt(f"{question} Type the account's id to do it", err=True)) == account
 
 
 def confirmed(question: str, *, yes: bool) -> bool:
@@ -83,4 +105,14 @@ def confirmed(question: str, *, yes: bool) -> bool:
         raise UsageError(
             "this asks first, and there is no terminal to ask on", hint="look at what it shows, then add --yes"
         )
-    return typer.confirm(question, err=True)
+    with _interruptible():
+        return typer.confirm(question, err=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C at a question be an interruption; Typer would end it with 1, which means a bug."""
+    try:
+        yield
+    except typer.Abort:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None

@@ -23,11 +23,11 @@ CLOCK_DIFFERENCE_MAX = timedelta(minutes=5)
 """Beyond this, Stripe's clock and PostgreSQL's disagree and no decision that rests on time may be taken."""
 
 
-def clocks_apart(stripe_date: datetime, now: datetime) -> str | None:
-    """Given Stripe's and PostgreSQL's instants, return what to say if they differ too much to decide by, or None."""
-    if abs(stripe_date - now) <= CLOCK_DIFFERENCE_MAX:
+def clocks_apart(other: datetime, now: datetime, *, whose: str = "Stripe's") -> str | None:
+    """Given another clock's instant and PostgreSQL's, return what to say if they differ too much, or None."""
+    if abs(other - now) <= CLOCK_DIFFERENCE_MAX:
         return None
-    return f"Stripe's clock ({stripe_date:%F %T}Z) and PostgreSQL's ({now:%F %T}Z) are > 5 min apart"
+    return f"{whose} clock ({other:%F %T}Z) and PostgreSQL's ({now:%F %T}Z) are > 5 min apart"
 
 
 class State(StrEnum):

@@ -1,82 +1,19 @@
-"""Comparing the ledger with Stripe: what to read, whether two totals are equal, and why they are not. Pure."""
+"""Comparing the ledger with Stripe: whether two totals are equal, and why they are not. Pure."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 
+from meterctl.core.model import State
 from meterctl.core.settlement import DOUBLE_TOLERANCE, MINUTE, QUIET_MIN, SERIES_MIN, SUMS_MAX
+from meterctl.core.spans import Span
 
 SUMMARY_LAG = QUIET_MIN + SERIES_MIN
 """How long Stripe's totals may lack what it has taken: 75 minutes, the lag that settling outlasts. Stripe calls them
 "eventually consistent" without a figure (OpenAPI, event_summaries)."""
-
-HOUR = timedelta(hours=1)
-DAY = timedelta(days=1)
-
-PAGE_MAX = 100
-"""Most summaries on a page (OpenAPI, event_summaries, `limit`); each page is a read."""
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, order=True)
-class Span:
-    """A half-open range of time, aware UTC, whole minutes."""
-
-    start: datetime
-    end: datetime
-
-    @property
-    def length(self) -> timedelta:
-        """How long it is."""
-        return self.end - self.start
-
-    def is_whole(self, unit: timedelta) -> bool:
-        """Whether it is exactly one hour or UTC day, as `unit` says."""
-        return self.length == unit and not (self.start - EPOCH) % unit
-
-
-def cells(span: Span, unit: timedelta) -> list[Span]:
-    """Return the span cut at every full hour or UTC day; its ends may be shorter than that."""
-    found, start = [], span.start
-    while start < span.end:
-        end = min(start - (start - EPOCH) % unit + unit, span.end)
-        found.append(Span(start=start, end=end))
-        start = end
-    return found
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
-    """What to ask Stripe at once. `unit` is the window to group by, which the span's bounds fit; None: one total."""
-
-    span: Span
-    unit: timedelta | None
-
-    @property
-    def read_count(self) -> int:
-        """Pages that the answer may have."""
-        return 1 if self.unit is None else -(-(self.span.length // self.unit) // PAGE_MAX)
-
-
-def questions(span: Span, unit: timedelta) -> list[Question]:
-    """Return the fewest questions that give a total for each of the span's cells."""
-    parts = cells(span, unit)
-    whole = [part for part in parts if part.is_whole(unit)]
-    asked = [Question(span=part, unit=None) for part in parts if not part.is_whole(unit)]
-    if whole:
-        middle = Span(start=whole[0].start, end=whole[-1].end)
-        asked.append(Question(span=middle, unit=unit if len(whole) > 1 else None))
-    return sorted(asked, key=lambda question: question.span)
-
-
-def halves(span: Span) -> tuple[Span, Span]:
-    """Return the span cut in two at a whole minute; it is longer than one."""
-    middle = span.start + span.length // 2 // MINUTE * MINUTE
-    return Span(start=span.start, end=middle), Span(start=middle, end=span.end)
 
 
 class Cause(StrEnum):
@@ -213,6 +150,10 @@ def compared(
     return Compared(span=span, stripe_total=stripe_total, books=books, tolerance=allowed, cause=cause, derived=derived)
 
 
+REJECTED_OR_CLOSED = (State.REJECTED, State.REPLACED, State.WAIVED, State.EXPIRED, State.SUPERSEDED)
+"""What should not be in Stripe's totals, and may have been rejected there at first."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
     """Two totals of one customer and span that are not equal, and why."""
@@ -228,23 +169,33 @@ class Difference:
     def command(self) -> str | None:
         """The command that mends it or tells more; None where only Stripe can tell."""
         of = f"--meter {_quoted(self.event_name)} --customer {_quoted(self.customer)}"
+        within = f"--since {_z(self.span.start)} --until {_z(self.span.end)}"
         settle = f"meterctl settle --meter {_quoted(self.event_name)}"
+        closed = " ".join(f"--state {state}" for state in REJECTED_OR_CLOSED)
         commands: dict[Cause, str | None] = {
             Cause.IN_DOUBT: settle,
             Cause.HELD: settle,
-            Cause.CANCELLED: f"meterctl ledger list --state cancelled {of}",
-            Cause.REJECTED_AFTERWARDS: f"meterctl ledger list --state rejected {of}",
+            Cause.CANCELLED: f"meterctl ledger list --state cancelled {of} {within}",
+            Cause.REJECTED_AFTERWARDS: f"meterctl ledger list {closed} {of} {within}",
             Cause.UNKNOWN_CUSTOMER: None,
         }
         if self.span.length == MINUTE:
             doubt = f"meterctl ledger doubt {of} --minute {_z(self.span.start)} --reason 'Stripe has less'"
             commands |= {Cause.SHORTFALL: doubt, Cause.FOREIGN_WRITER: None}
-        look_again = f"meterctl reconcile {of} --since {_z(self.span.start)} --until {_z(self.span.end)}"
-        return commands.get(self.cause, look_again)
+        return commands.get(self.cause, f"meterctl reconcile {of} {within}")
 
 
 def _quoted(word: str) -> str:
+    """Return the word as a shell wants it; what cannot be seen is spelled out, as bash and zsh read it."""
+    if not word.isprintable():
+        return "$'" + "".join(map(_spelled, word)) + "'"
     return word if re.fullmatch(r"[\w.:-]+", word) else "'" + word.replace("'", "'\\''") + "'"
+
+
+def _spelled(character: str) -> str:
+    if character in "\\'":
+        return "\\" + character
+    return character if character.isprintable() else f"\\U{ord(character):08x}"
 
 
 def _z(instant: datetime) -> str:

@@ -26,6 +26,7 @@ LOCAL_PROBLEMS = {
     "local:value_fractional": 'has a fractional quantity; only a meter with values = "decimal" may send it',
     "local:value_too_many_digits": f"has a quantity of more than {DIGITS_MAX} digits",
     "local:value_too_many_places": f"has a quantity of more than {PLACES_MAX} decimal places",
+    "local:payload_too_long": "has a text of more than 100 characters for a key of its payload",
     "local:identifier_collision": "would have the identifier of another event",
 }
 """Code → what is wrong with the row. Order is precedence; `rows.sql` decides which one holds."""

@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import psycopg
+from psycopg import errors as pg
 from psycopg import sql
 
 from meterctl.errors import ConfigurationError, MeterctlError, UnavailableError, UsageError
 from meterctl.postgres.catalog import TableInfo, current_role, find_tables, quoted_name, table_names
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.fragments import at_zone
 from meterctl.postgres.indexes import INDEXABLE, Columns, IndexPlan, Relation, indexes_of, relations_of
 from meterctl.postgres.misfits import missing_table, table_misfits
 from meterctl.postgres.queries import query
+from meterctl.postgres.refusals import refused_condition, said, unknown_zone
 from meterctl.postgres.wanted import WantedTable, near, wanted_of_meter
 from meterctl.settings import RowsMeter, Settings
 
@@ -85,6 +88,16 @@ class _Target:
     def sql(self) -> str:
         return quoted_name((self.table.schema, self.table.name))
 
+    def usage_from(self, instant: str) -> str:
+        """Return the condition on usage from an instant on, given as SQL; an index on the column serves it."""
+        column, zone = quoted_name((self.meter.occurred_at,)), self.zone(self.meter.occurred_at)
+        near = f"{column} >= {instant}{zone} - interval '1 day' AND " if zone else ""
+        return f"{near}{column}{zone} >= {instant}"
+
+    def zone(self, column: str) -> str:
+        """Return what makes an instant of the column's value, and the other way round."""
+        return at_zone(self.table, column, self.meter.time_zone)
+
 
 def plan_adoption(
     connection: psycopg.Connection,
@@ -104,19 +117,23 @@ def plan_adoption(
         for target in targets:
             _require_no_column(connection, target, cut_over)
     with transaction(connection, read_only=True):
-        steps = {target.sql: _steps(connection, target, cut_over) for target in targets}
+        planned = [(target, _steps(connection, target, cut_over)) for target in targets]
         role = current_role(connection)
     return Adoption(
-        steps=tuple(dict.fromkeys(step for found in steps.values() for step in found)),
+        steps=tuple(dict.fromkeys(step for _, steps in planned for step in steps)),
         notes=tuple(dict.fromkeys(note for target in targets for note in _notes(target))),
-        obstacles=tuple(dict.fromkeys(line for t in targets if steps[t.sql] for line in _obstacles(t, role))),
+        obstacles=tuple(dict.fromkeys(line for t, steps in planned if steps for line in _obstacles(t, role))),
     )
 
 
 def _targets(connection: psycopg.Connection, settings: Settings, meters: Mapping[str, RowsMeter]) -> list[_Target]:
     wanted = {key: wanted_of_meter(key, meter) for key, meter in meters.items()}
     tables = find_tables(connection, [one.parts for one in wanted.values()])
-    found = [line for one in wanted.values() for line in _misfits(connection, settings, one, tables.get(one.parts))]
+    found = [
+        line
+        for key, one in wanted.items()
+        for line in _misfits(connection, settings, meters[key], one, tables.get(one.parts))
+    ]
     if found:
         raise ConfigurationError("the tables do not fit the configuration", problems=tuple(dict.fromkeys(found)))
     pairs = [(meter, tables[meter.table_parts]) for meter in meters.values()]
@@ -124,7 +141,11 @@ def _targets(connection: psycopg.Connection, settings: Settings, meters: Mapping
 
 
 def _misfits(
-    connection: psycopg.Connection, settings: Settings, wanted: WantedTable, table: TableInfo | None
+    connection: psycopg.Connection,
+    settings: Settings,
+    meter: RowsMeter,
+    wanted: WantedTable,
+    table: TableInfo | None,
 ) -> list[str]:
     """Return what adopting the table cannot mend."""
     role = current_role(connection)
@@ -133,7 +154,23 @@ def _misfits(
     if table.kind in INDEXABLE:
         there = (column for column in wanted.columns if not column.stamped or column.name in table.columns)
         wanted = replace(wanted, columns=tuple(there))
-    return [m.line for m in table_misfits(wanted, table, role, settings.where) if not m.privilege]
+    found = [m.line for m in table_misfits(wanted, table, role, settings.where) if not m.privilege]
+    return found + [f"{settings.where(f'{wanted.section}.{key}')}: {what}" for key, what in _refused(connection, meter)]
+
+
+def _refused(connection: psycopg.Connection, meter: RowsMeter) -> Iterator[tuple[str, str]]:
+    """Yield (key, what PostgreSQL says against it)."""
+    unknown = unknown_zone(connection, meter.time_zone) if meter.time_zone is not None else None
+    if unknown is not None:
+        yield "time_zone", unknown
+    error = refused_condition(connection, meter.table_parts, meter.where) if meter.where is not None else None
+    if error is not None and not _of_new_column(error, meter):
+        yield "where", f"PostgreSQL refuses it: {said(error)}"
+
+
+def _of_new_column(error: psycopg.Error, meter: RowsMeter) -> bool:
+    """Whether a condition is refused only since the column that adopting adds is not there yet."""
+    return isinstance(error, pg.UndefinedColumn) and meter.reported_at in said(error)
 
 
 def _steps(connection: psycopg.Connection, target: _Target, cut_over: datetime | None) -> list[Step]:
@@ -166,11 +203,11 @@ def _add_column(target: _Target, cut_over: datetime | None) -> Iterator[str]:
         yield f"ALTER TABLE {target.sql} ADD COLUMN IF NOT EXISTS {column} timestamptz;"
         return
     # A constant default of a new column is kept once, in the catalog: no row is rewritten (PostgreSQL 11 and later).
-    instant, occurred_at = _literal(cut_over), quoted_name((target.meter.occurred_at,))
+    instant = _literal(cut_over)
     yield f"ALTER TABLE {target.sql} ADD COLUMN {column} timestamptz DEFAULT {instant};"
     yield f"ALTER TABLE {target.sql} ALTER COLUMN {column} DROP DEFAULT;"
     # Usage from the cut-over on is not the predecessor's, even if it was recorded before this statement runs.
-    yield f"UPDATE {target.sql} SET {column} = NULL WHERE {occurred_at} >= {instant};"  # noqa: S608 -- names are quoted
+    yield f"UPDATE {target.sql} SET {column} = NULL WHERE {target.usage_from(instant)};"  # noqa: S608 -- names are quoted
 
 
 def _literal(instant: datetime) -> str:
@@ -189,11 +226,14 @@ def _require_past(connection: psycopg.Connection, cut_over: datetime) -> None:
 def _require_no_column(connection: psycopg.Connection, target: _Target, cut_over: datetime) -> None:
     if not target.has_column:
         return
-    column, occurred_at = quoted_name((target.meter.reported_at,)), quoted_name((target.meter.occurred_at,))
-    instant, name = _literal(cut_over), target.meter.table
-    by_hand = f"UPDATE {target.sql} SET {column} = {instant} WHERE {column} IS NULL AND {occurred_at} < {instant};"  # noqa: S608 -- quoted
+    meter, instant = target.meter, _literal(cut_over)
+    column, occurred_at = quoted_name((meter.reported_at,)), quoted_name((meter.occurred_at,))
+    by_hand = (
+        f"UPDATE {target.sql} SET {column} = {instant}{target.zone(meter.reported_at)} "  # noqa: S608 -- quoted
+        f"WHERE {column} IS NULL AND {occurred_at}{target.zone(meter.occurred_at)} < {instant};"
+    )
     raise UsageError(
-        f"--cut-over is for a table that has no column {target.meter.reported_at} yet; {name} has it, and "
+        f"--cut-over is for a table that has no column {meter.reported_at} yet; {meter.table} has it, and "
         f"{_unreported(connection, target)} of its rows are unreported",
         hint="leave out --cut-over to do the rest. meterctl never marks rows that it has not reported; "
         f"if a predecessor reported them, do so yourself: {by_hand}",

@@ -4,10 +4,9 @@ What does not fit is gathered over all meters and told at once, a line each, beg
 configuration that names it. A few queries of the catalogs find it; no row is read.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 
 import psycopg
 from psycopg import errors as pg
@@ -20,9 +19,10 @@ from meterctl.postgres.connect import transaction
 from meterctl.postgres.migrate import ledger_grants
 from meterctl.postgres.misfits import LEDGER, Misfit, missing_table, table_misfits
 from meterctl.postgres.queries import query
+from meterctl.postgres.refusals import refusal, refused_condition, said, unknown_zone
 from meterctl.postgres.sources import Sources
 from meterctl.postgres.wanted import WantedTable, wanted_of_lookup, wanted_of_meter
-from meterctl.settings import CounterMeter, MeterSettings, Settings
+from meterctl.settings import CounterMeter, MeterSettings, RowsMeter, Settings
 from meterctl.settings.problems import dotted
 
 _COMPARABLE = (
@@ -61,7 +61,13 @@ def misfits(
     meters = {key: meter for key, meter in settings.enabled_meters.items() if keys is None or key in keys}
     with transaction(connection, read_only=True):
         view = _View.of(connection, settings, meters)
-        found = [*view.ledger_misfits(), *view.table_misfits(), *view.payer_misfits(), *view.condition_misfits()]
+        found = [
+            *view.ledger_misfits(),
+            *view.table_misfits(),
+            *view.payer_misfits(),
+            *view.zone_misfits(),
+            *view.condition_misfits(),
+        ]
     faulty = {misfit.section for misfit in found}
     if view.has_ledger and LEDGER not in faulty:
         found += (m for key in meters if not view.sections(key) & faulty for m in view.plan_misfits(key))
@@ -153,7 +159,7 @@ class _View:
         # Types as the catalogs print them are quoted where they must be: safe to stand in SQL.
         types = {"left": sql.SQL(left), "right": sql.SQL(right)}
         compare = sql.SQL(query("catalog", "comparable")).format(**types)
-        return self._refusal(lambda: self.connection.execute(compare)) is None
+        return refusal(self.connection, lambda: self.connection.execute(compare)) is None
 
     def condition_misfits(self) -> Iterator[Misfit]:
         """Yield each `where` that PostgreSQL refuses, tried apart from the rest so that it is told with the rest."""
@@ -161,39 +167,35 @@ class _View:
             meter, table = self.meters[key], self.tables.get(wanted.parts)
             if isinstance(meter, CounterMeter) or meter.where is None or table is None:
                 continue
-            own = sql.SQL(meter.where)  # the operator's own SQL, which is to be tried
-            try_it = sql.SQL("EXPLAIN SELECT FROM {} AS u WHERE (\n{}\n)").format(sql.Identifier(*wanted.parts), own)
-            error = self._refusal(partial(self.connection.execute, try_it))
+            error = refused_condition(self.connection, wanted.parts, meter.where)
             if error is not None:
                 yield self._refused(wanted.section, "where", error, table)
+
+    def zone_misfits(self) -> Iterator[Misfit]:
+        """Yield the time zones that PostgreSQL does not know."""
+        rows = {key: meter for key, meter in self.meters.items() if isinstance(meter, RowsMeter)}
+        zones = {self.usage[key].section: meter.time_zone for key, meter in rows.items()}
+        zones |= {wanted.section: self.settings.lookups[name].time_zone for name, wanted in self.lookups.items()}
+        for section, time_zone in zones.items():
+            what = unknown_zone(self.connection, time_zone) if time_zone is not None else None
+            if what is not None:
+                yield Misfit(section=section, line=f"{self.settings.where(f'{section}.time_zone')}: {what}")
 
     def plan_misfits(self, key: str) -> Iterator[Misfit]:
         """Yield what PostgreSQL says against the statement that collects, which nothing above foresaw."""
         source = Sources(connection=self.connection, settings=self.settings).of(key)
         with transaction(self.connection, read_only=True):
-            error = self._refusal(lambda: source.explain(_NO_ROWS))
+            error = refusal(self.connection, lambda: source.explain(_NO_ROWS))
         if error is not None:
             yield self._refused(dotted(("meters", key)), "table", error, self._table(key))
 
     def _table(self, key: str) -> TableInfo | None:
         return self.tables.get(self.usage[key].parts) if key in self.usage else None
 
-    def _refusal(self, attempt: Callable[[], object]) -> psycopg.Error | None:
-        """Return PostgreSQL's answer if it refuses the statement, and leave the transaction whole."""
-        try:
-            with self.connection.transaction():
-                attempt()
-        except psycopg.OperationalError:
-            raise
-        except psycopg.Error as error:
-            return error
-        return None
-
     def _refused(self, section: str, field: str, error: psycopg.Error, table: TableInfo | None) -> Misfit:
-        hint = f" ({error.diag.message_hint.rstrip('.')})" if error.diag.message_hint else ""
-        said = (error.diag.message_primary or str(error)).splitlines()[0]
-        line = f"{self.settings.where(f'{section}.{field}')}: PostgreSQL refuses it: {said}{hint}"
+        answer = said(error)
+        line = f"{self.settings.where(f'{section}.{field}')}: PostgreSQL refuses it: {answer}"
         if isinstance(error, pg.InsufficientPrivilege):
-            grant = f"; GRANT SELECT ON {table.quoted} TO {self.role};" if table and table.name in said else ""
+            grant = f"; GRANT SELECT ON {table.quoted} TO {self.role};" if table and table.name in answer else ""
             return Misfit(section=section, line=line + grant, privilege=True)
         return Misfit(section=section, line=line)

@@ -11,7 +11,7 @@ from datetime import timedelta
 import psycopg
 from psycopg import errors as pg
 
-from meterctl.errors import ConfigurationError, MeterctlError, NotPermittedError, UnavailableError
+from meterctl.errors import ConfigurationError, InputError, MeterctlError, NotPermittedError, UnavailableError
 
 Connection = psycopg.Connection
 """What commands hand to the adapters, without a need to know psycopg."""
@@ -68,6 +68,8 @@ def translated(doing: str) -> Iterator[None]:
     """Turn psycopg's errors into MeterctlError with the exit code of their cause; the cause stays attached."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise InputError(f"{error.object!a} is no UTF-8 text", hint="the ledger holds none such") from error
     except psycopg.Error as error:
         ours = _translation(error, doing)
         if ours is None:

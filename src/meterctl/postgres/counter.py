@@ -1,6 +1,7 @@
 """Volumes of one meter: what applications counted becomes one ledger event for each subject and hour."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, LiteralString
@@ -10,13 +11,22 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from meterctl.core.model import PAST_LIMIT
-from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow, Undeliverable
+from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow, SpanCounts, Undeliverable
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.counting import uncounted
 from meterctl.postgres.payers_sql import PayersSql
 from meterctl.postgres.queries import query
 from meterctl.postgres.rereading import reread_windows
-from meterctl.postgres.usage_queries import LedgerOwner, fetch_usage, kind_count, meter_parameters
+from meterctl.postgres.scope_sql import in_scope, scope_parameters
+from meterctl.postgres.usage_queries import (
+    LedgerOwner,
+    count_too_old,
+    events_of_span,
+    fetch_usage,
+    kind_count,
+    merged,
+    meter_parameters,
+)
 from meterctl.settings.meters import CounterMeter
 from meterctl.settings.model import LookupSettings
 
@@ -54,7 +64,8 @@ class PostgresCounter:
     ) -> None:
         self._connection = connection
         self._key, self._meter, self._owner, self._open_too = key, meter, owner, open_too
-        self._payers = PayersSql(meter.payers, lookups)
+        with transaction(connection, read_only=True):
+            self._payers = PayersSql.of(connection, meter.payers, lookups)
 
     def collect(
         self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime, room: int | None = None
@@ -72,17 +83,18 @@ class PostgresCounter:
         key = PageKey(occurred_at=hour if is_cut else hour + HOUR, row_id=None)
         return Page(next_key=key, unstamped_row_ids=(), kinds=kinds)
 
-    def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
+    def preview(
+        self, window: RowWindow, *, doubt_horizon: datetime, late_before: datetime | None = None
+    ) -> list[KindCount]:
         """Return what collecting and delivering everything would do, in a transaction PostgreSQL holds READ ONLY."""
         if window.row_ids:
             return []
-        horizons = {"doubt_horizon": doubt_horizon, "expired_before": window.expired_before}
+        horizons = {"doubt_horizon": doubt_horizon, "late_before": late_before}
+        parameters = self._parameters(window, window.now, window.now) | scope_parameters(window.scope) | horizons
+        text = sql.SQL(query("counter", "due_in_ledger")).format(only=in_scope(window.scope))
         with transaction(self._connection, read_only=True):
-            known = self._fetch(
-                sql.SQL(query("counter", "due_in_ledger")).format(),
-                meter_parameters(self._key, self._meter, self._owner) | horizons,
-            )
-        return [*map(kind_count, known), *self._preview(window, None), *self._uncounted(window)]
+            known = self._fetch(text, parameters)
+        return [*merged([*known, *self._preview(window, None, late_before)]), *self._uncounted(window)]
 
     def _uncounted(self, window: RowWindow) -> tuple[KindCount, ...]:
         """Return where rows of the meter's table are inserted that no trigger counts: that usage is lost."""
@@ -97,16 +109,28 @@ class PostgresCounter:
         )
         return (kind,)
 
-    def _preview(self, window: RowWindow, after: PageKey | None) -> Iterator[KindCount]:
+    def _preview(
+        self, window: RowWindow, after: PageKey | None, late_before: datetime | None = None
+    ) -> Iterator[dict[str, Any]]:
         text = sql.SQL(query("counter", "preview")).format(classify=self._classify())
         while (hour := self._next_hour(window, after)) is not None:
+            parameters = self._parameters(window, hour, window.now) | {"late_before": late_before}
             with transaction(self._connection, read_only=True):
-                yield from map(kind_count, self._fetch(text, self._parameters(window, hour, window.until)))
+                yield from self._fetch(text, parameters)
             after = PageKey(occurred_at=hour + HOUR, row_id=None)
+
+    def span_counts(self, window: RowWindow) -> SpanCounts:
+        """Return how many events of the window's span are reported, and how many are, or would be, too old."""
+        events = events_of_span(self._connection, self._meter.event_name, window.scope)
+        return replace(events, too_old=events.too_old + count_too_old(self, window))
 
     def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:
         """Return how many events the hours from the key on would still give."""
-        return sum(kind.event_count for kind in self._preview(window, after) if kind.outcome == "pending")
+        return sum(line["event_count"] for line in self._preview(window, after) if line["outcome"] == "pending")
+
+    def uncollected(self, window: RowWindow) -> list[KindCount]:
+        """Return what the window's usage would become, that of free subjects aside."""
+        return [kind for kind in merged(self._preview(window, None)) if kind.outcome != "skipped"]
 
     def not_to_report(self, window: RowWindow) -> list[str]:
         """Return all rows asked for: counted usage has none."""
@@ -116,7 +140,7 @@ class PostgresCounter:
         """Return how much uncollected usage there is, and the oldest one's instant."""
         text = sql.SQL(query("counter", "backlog")).format()
         with transaction(self._connection, read_only=True):
-            return Backlog(**self._fetch(text, self._parameters(window, window.until, window.until))[0])
+            return Backlog(**self._fetch(text, self._parameters(window, window.until, window.now))[0])
 
     def reread(self, events: Sequence[Mapping[str, Any]], now: datetime) -> dict[int, dict[str, Any]]:
         """Return by event id what each rejected window would be now."""

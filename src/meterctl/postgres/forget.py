@@ -17,6 +17,7 @@ from meterctl.postgres.catalog import TableInfo, current_role, fetch, table_info
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.indexes import INDEXABLE
 from meterctl.postgres.misfits import Misfit, missing_table, table_misfits
+from meterctl.postgres.payers_sql import PayersSql
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows_sql import RowsSql
 from meterctl.postgres.wanted import wanted_of_meter
@@ -157,7 +158,7 @@ def _stamped_table(settings: Settings, meter: RowsMeter, table: TableInfo) -> St
     return StampedTable(
         name=meter.table,
         sees_all=table.kind in INDEXABLE and not table.filtered,
-        statements=RowsSql(meter, settings.lookups, table),
+        statements=RowsSql(meter, PayersSql(meter.payers, settings.lookups, {}), table),
     )
 
 

@@ -9,13 +9,21 @@ from psycopg import sql
 
 from meterctl.core.level import LevelRequest
 from meterctl.errors import ConfigurationError, InputError, UsageError
-from meterctl.ports import KindCount, Page, PageKey, RowWindow
+from meterctl.ports import KindCount, Page, PageKey, RowWindow, SpanCounts
 from meterctl.postgres.catalog import TableInfo, table_info
 from meterctl.postgres.connect import transaction
-from meterctl.postgres.payers_sql import PayersSql, quoted, raw
+from meterctl.postgres.fragments import quoted, raw
+from meterctl.postgres.payers_sql import PayersSql
 from meterctl.postgres.queries import query
 from meterctl.postgres.rereading import reread_windows
-from meterctl.postgres.usage_queries import LedgerOwner, fetch_usage, kind_count, meter_parameters
+from meterctl.postgres.scope_sql import in_scope, scope_parameters
+from meterctl.postgres.usage_queries import (
+    LedgerOwner,
+    events_of_span,
+    fetch_usage,
+    kind_count,
+    meter_parameters,
+)
 from meterctl.settings.meters import GaugeMeter
 from meterctl.settings.model import LookupSettings
 
@@ -34,9 +42,9 @@ class PostgresGauge:
     ) -> None:
         self._connection = connection
         self._key, self._meter, self._owner, self._request = key, meter, owner, request
-        self._payers = PayersSql(meter.payers, lookups)
         with transaction(connection, read_only=True):
             found = table_info(connection, meter.table_parts)
+            self._payers = PayersSql.of(connection, meter.payers, lookups)
         if found is None:
             raise ConfigurationError(f"meter {key}: there is no table {meter.table}", hint="run `meterctl db check`")
         self._table: TableInfo = found
@@ -56,14 +64,21 @@ class PostgresGauge:
             kinds = self._counts(query("gauge", "collect"), self._parameters(window) | {"now": now})
         return Page(next_key=None, unstamped_row_ids=(), kinds=tuple(kinds))
 
-    def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
+    def preview(
+        self, window: RowWindow, *, doubt_horizon: datetime, late_before: datetime | None = None
+    ) -> list[KindCount]:
         """Return what reporting now would do, in a transaction PostgreSQL holds READ ONLY."""
         del doubt_horizon  # a level in doubt is sent again, however old
         if window.row_ids:
             return []
         with transaction(self._connection, read_only=True):
             self._require_sense(window)
-            return self._counts(query("gauge", "preview"), self._parameters(window))
+            parameters = self._parameters(window) | scope_parameters(window.scope) | {"late_before": late_before}
+            return self._counts(query("gauge", "preview"), parameters, only=in_scope(window.scope))
+
+    def span_counts(self, window: RowWindow) -> SpanCounts:
+        """Return how many levels of the window's span are reported, and how many were not in time."""
+        return events_of_span(self._connection, self._meter.event_name, window.scope)
 
     def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:
         """Return 0: a level is not left over."""
@@ -86,8 +101,8 @@ class PostgresGauge:
         """Have PostgreSQL plan the statement without reading a row, within the caller's transaction."""
         self._connection.execute(sql.SQL("EXPLAIN ") + self._classify(), self._parameters(window))
 
-    def _counts(self, text: LiteralString, parameters: Mapping[str, Any]) -> list[KindCount]:
-        composed = sql.SQL(text).format(classify=self._classify())
+    def _counts(self, text: LiteralString, parameters: Mapping[str, Any], **parts: sql.Composable) -> list[KindCount]:
+        composed = sql.SQL(text).format(classify=self._classify(), **parts)
         return [kind_count(row) for row in self._fetch(composed, parameters)]
 
     def _require_sense(self, window: RowWindow) -> None:
@@ -99,6 +114,8 @@ class PostgresGauge:
             raise UsageError(
                 f"--at {at:%F %T}Z is not within the last 35 days", hint="Stripe takes no other; nothing was written"
             )
+        if self._request.gap is not None:
+            return
         for row in self._fetch(self._classify(), self._parameters(window)):
             who = row["customer"] or row["subject"]
             if row["outcome"] == "newer":
@@ -159,4 +176,6 @@ class PostgresGauge:
             "is_explicit": request.subject is not None,
             "insisted": request.insisted,
             "accept_zeros": request.accept_zeros,
+            "gap_since": request.gap.since if request.gap else None,
+            "gap_until": request.gap.until if request.gap else None,
         }

@@ -1,12 +1,11 @@
 """What `db check` shows: everything a report asks of the database, and what would only make it slow."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 
 import psycopg
 
-from meterctl.errors import NotPermittedError
+from meterctl.core.diagnosis import Finding, failed, parted, passed, warned
+from meterctl.errors import ExitCode, NotPermittedError
 from meterctl.postgres.catalog import TableInfo, find_tables
 from meterctl.postgres.check import misfits
 from meterctl.postgres.connect import transaction
@@ -32,73 +31,60 @@ VERSION_MIN = 14
 _VERSION_STEP = 10_000  # PQserverVersion counts 180006 for 18.6
 
 
-class Status(StrEnum):
-    """How a check came out. WARN: works, but somebody should know."""
-
-    OK = "OK"
-    WARN = "WARN"
-    FAIL = "FAIL"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """One line of `db check`. `privilege`: only a GRANT is missing."""
-
-    status: Status
-    message: str
-    privilege: bool = False
-
-
 def inspect_database(connection: psycopg.Connection, settings: Settings) -> list[Finding]:
     """Return all findings, good ones too. Raises UnavailableError only if PostgreSQL goes away."""
     return [
-        _version(connection),
-        *_standby(connection),
-        *_marks(connection),
-        *_schema(connection),
-        *_fit(connection, settings),
-        *_tables(connection, settings),
-        *_counting(connection, settings),
-        *_no_meter(settings),
+        server_version(connection),
+        *standby(connection),
+        *unreadable_marks(connection),
+        *ledger_schema(connection),
+        *fit(connection, settings),
+        *indexes(connection, settings),
+        *counting(connection, settings),
+        *no_meter(settings),
     ]
 
 
-def _version(connection: psycopg.Connection) -> Finding:
+def server_version(connection: psycopg.Connection) -> Finding:
+    """Find out whether the server is new enough."""
     number = connection.info.server_version
     major, minor = divmod(number, _VERSION_STEP)
     if major < VERSION_MIN:
-        message = f"PostgreSQL {major}.{minor} is too old; meterctl needs {VERSION_MIN} or later"
-        return Finding(status=Status.FAIL, message=message)
-    return Finding(status=Status.OK, message=f"PostgreSQL {major}.{minor}")
+        return failed(f"PostgreSQL {major}.{minor} is too old", f"meterctl needs {VERSION_MIN} or later")
+    return passed(f"PostgreSQL {major}.{minor}")
 
 
-def _standby(connection: psycopg.Connection) -> Iterator[Finding]:
+def standby(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Find out whether the server takes no writes."""
     with transaction(connection, read_only=True):
         row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
     if row and row[0]:
-        yield Finding(
-            status=Status.WARN, message="this server is a standby: reports need the primary, which takes writes"
-        )
+        yield warned("this server is a standby", "reports need the primary, which takes writes")
 
 
-def _marks(connection: psycopg.Connection) -> Iterator[Finding]:
+def unreadable_marks(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Find out whether a restore or a copy would be noticed."""
     unreadable = read_marks(connection).unreadable
     if unreadable:
         message = f"{' and '.join(unreadable)} cannot be read here: a restored database or a copy may not be noticed"
-        yield Finding(status=Status.WARN, message=message)
+        yield warned(message, None)
 
 
-def _schema(connection: psycopg.Connection) -> Iterator[Finding]:
+def ledger_schema(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Find out whether the ledger's schema is there, at a version that fits."""
     problem = schema_problem(connection)
     if problem is None:
-        yield Finding(status=Status.OK, message=f"{LEDGER} is there, at a version that fits")
+        yield passed(f"{LEDGER} is there, at a version that fits")
     elif not isinstance(problem, NotPermittedError):  # privileges are told with all others
-        yield Finding(status=Status.FAIL, message=f"{LEDGER}: {problem}; {problem.hint}")
+        yield failed(f"{LEDGER}: {problem}", problem.hint)
 
 
-def _fit(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
+def fit(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
+    """Find out whether tables, columns, types and privileges are what the configuration needs."""
     found = misfits(connection, settings)
-    yield from (Finding(status=Status.FAIL, message=m.line, privilege=m.privilege) for m in found)
+    for misfit in found:
+        code = ExitCode.NOT_PERMITTED if misfit.privilege else ExitCode.CONFIGURATION
+        yield failed(*parted(misfit.line), code)
     faulty = {misfit.section for misfit in found}
     meters = settings.enabled_meters
     wanted = [wanted_of_meter(key, one) for key, one in meters.items() if not isinstance(one, CounterMeter)]
@@ -106,11 +92,11 @@ def _fit(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding
     wanted += [wanted_of_lookup(name, settings.lookups[name]) for name in names]
     for one in wanted:
         if one.section not in faulty:
-            message = f"{settings.where(one.section)}: {one.name} has the columns, types and privileges"
-            yield Finding(status=Status.OK, message=message)
+            yield passed(f"{settings.where(one.section)}: {one.name} has the columns, types and privileges")
 
 
-def _tables(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
+def indexes(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
+    """Find out whether unreported rows are found by an index."""
     meters = rows_meters(settings)
     with transaction(connection, read_only=True):
         tables = find_tables(connection, [meter.table_parts for meter in meters.values()])
@@ -122,28 +108,28 @@ def _tables(connection: psycopg.Connection, settings: Settings) -> Iterator[Find
 
 def _table(connection: psycopg.Connection, where: str, meter: RowsMeter, table: TableInfo) -> Iterator[Finding]:
     if table.filtered:
-        message = f"{where}: row-level security of {meter.table} hides rows from this role; they would never be billed"
-        yield Finding(status=Status.WARN, message=message)
+        message = f"{where}: row-level security of {meter.table} hides rows from this role"
+        yield warned(message, "they would never be billed")
     if table.kind not in INDEXABLE:
-        message = f"{where}: {meter.table} is not a table, so its index cannot be checked; the table below needs one"
-        yield Finding(status=Status.WARN, message=message)
+        message = f"{where}: {meter.table} is not a table, so its index cannot be checked"
+        yield warned(message, "the table below needs one")
         return
     columns = Columns.of(meter)
     relations = relations_of(connection, table.oid)
-    indexes = indexes_of(connection, relations, columns)
-    serving = [index for index in indexes if index.table_oid == table.oid and index.valid]
+    found = indexes_of(connection, relations, columns)
+    serving = [index for index in found if index.table_oid == table.oid and index.valid]
     if serving:
-        yield Finding(status=Status.OK, message=f"{where}: index {serving[0].name} finds unreported rows")
+        yield passed(f"{where}: index {serving[0].name} finds unreported rows")
     elif {meter.id, meter.occurred_at, meter.reported_at} <= table.columns.keys():
-        message = f"{where}: {meter.table} has no valid index {columns.definition}; meterctl db adopt {meter.table}"
-        yield Finding(status=Status.FAIL, message=message)
+        message = f"{where}: {meter.table} has no valid index {columns.definition}"
+        yield failed(message, f"meterctl db adopt {meter.table}")
     for left in leftovers_of(connection, relations):
-        drop = drop_statement(left["schema"], left["name"])
-        message = f"{where}: index {left['name']} is invalid, left by an interrupted CREATE INDEX CONCURRENTLY; {drop}"
-        yield Finding(status=Status.WARN, message=message)
+        message = f"{where}: index {left['name']} is invalid, left by an interrupted CREATE INDEX CONCURRENTLY"
+        yield warned(message, drop_statement(left["schema"], left["name"]))
 
 
-def _counting(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
+def counting(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
+    """Find out whether what is inserted into counters' tables is counted."""
     for key, meter in settings.enabled_meters.items():
         if not isinstance(meter, CounterMeter) or meter.table is None:
             continue
@@ -151,11 +137,12 @@ def _counting(connection: psycopg.Connection, settings: Settings) -> Iterator[Fi
         with transaction(connection, read_only=True):
             lacking = uncounted(connection, key, meter)
         for line in lacking:
-            yield Finding(status=Status.FAIL, message=f"{where}: {line}; meterctl db adopt {meter.table}")
+            yield failed(f"{where}: {line}", f"meterctl db adopt {meter.table}")
         if not lacking:
-            yield Finding(status=Status.OK, message=f"{where}: what is inserted into {meter.table} is counted")
+            yield passed(f"{where}: what is inserted into {meter.table} is counted")
 
 
-def _no_meter(settings: Settings) -> Iterator[Finding]:
+def no_meter(settings: Settings) -> Iterator[Finding]:
+    """Find out whether any meter is enabled at all."""
     if not settings.enabled_meters:
-        yield Finding(status=Status.WARN, message=f"{settings.where('meters')}: no meter is enabled")
+        yield warned(f"{settings.where('meters')}: no meter is enabled", "enable one under [meters.…]")

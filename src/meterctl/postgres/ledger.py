@@ -11,14 +11,19 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from meterctl.core.model import RESEND_LIMIT, Claim, Heard, MeterEvent, State
+from meterctl.core.scope import Scope
 from meterctl.core.settlement import UNDECIDED_MAX
 from meterctl.core.state import Transition
 from meterctl.logs import get_logger
 from meterctl.ports import Claimed, ClaimRequest, KindCount, OpenCounts, Undeliverable
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.plans import Plan, plan_of
 from meterctl.postgres.queries import query
+from meterctl.postgres.scope_sql import in_scope, scope_parameters
 
 Stamp = Callable[[Sequence[str]], int]
+
+EVERYTHING = Scope()
 
 LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
 
@@ -37,6 +42,7 @@ log = get_logger()
 class PostgresMeterLedger:
     """`MeterLedger` on PostgreSQL. `stamp_rows` marks usage rows within the transaction it is called in.
 
+    `scope` is what the run expires, supersedes, sends and counts; the others' events wait for theirs.
     `keeps_last`: Stripe bills the last value only, so a doubt of any age is sent again, unless something newer was.
     """
 
@@ -48,33 +54,32 @@ class PostgresMeterLedger:
         event_name: str,
         run_id: int,
         stamp_rows: Callable[[Sequence[str], datetime], int],
-        row_ids: tuple[str, ...] = (),
+        scope: Scope = EVERYTHING,
         keeps_last: bool = False,
     ) -> None:
         self._connection = connection
         self._run_id = run_id
         self._stamp_rows = stamp_rows
-        self._scope: dict[str, Any] = {
+        self._shared: dict[str, Any] = scope_parameters(scope) | {
             "meter": meter,
             "event_name": event_name,
             "run_id": run_id,
-            "row_ids": list(row_ids),
         }
         self._may_be_sent = sql.SQL(query("ledger", "nothing_newer_sent" if keeps_last else "minute_is_settled"))
         self._keeps_last = keeps_last
-        self._only = sql.SQL("e.source_row_id = ANY (%(row_ids)s)" if row_ids else "true")
+        self._only = in_scope(scope)
 
     def take_over(self) -> int:
         """Turn other runs' `sending` into `in_doubt`; the caller holds the meter's lock."""
-        return take_over(self._connection, self._scope["event_name"], self._run_id)
+        return take_over(self._connection, self._shared["event_name"], self._run_id)
 
     def expire(self, *, expired_before: datetime) -> list[str]:
         """Expire what was never processed and is too old now; return the rows' ids."""
-        parameters = self._scope | {"expired_before": expired_before}
+        parameters = self._shared | {"expired_before": expired_before}
         with transaction(self._connection):
-            rows = self._connection.execute(query("ledger", "expire"), parameters).fetchall()
+            rows = self._connection.execute(self._composed(query("ledger", "expire")), parameters).fetchall()
             if self._keeps_last:
-                self._connection.execute(query("ledger", "hold_too_old"), parameters)
+                self._connection.execute(self._composed(query("ledger", "hold_too_old")), parameters)
         return [row[0] for row in rows]
 
     def supersede(self) -> int:
@@ -82,7 +87,7 @@ class PostgresMeterLedger:
         if not self._keeps_last:
             return 0
         with transaction(self._connection):
-            return self._connection.execute(self._composed(query("ledger", "supersede")), self._scope).rowcount
+            return self._connection.execute(self._composed(query("ledger", "supersede")), self._shared).rowcount
 
     def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:
         """Stamp usage rows whose event is accepted; locked rows are left for later. Return how many were stamped."""
@@ -93,7 +98,7 @@ class PostgresMeterLedger:
         """Return the customers whose events have waited longest, at most `lanes_max`, longest first."""
         with transaction(self._connection, read_only=True):
             rows = self._fetch(
-                "oldest_lanes", self._scope | {"lanes_max": lanes_max, "doubt_horizon": self._horizon(doubt_horizon)}
+                "oldest_lanes", self._shared | {"lanes_max": lanes_max, "doubt_horizon": self._horizon(doubt_horizon)}
             )
         return [row["customer"] for row in rows]
 
@@ -165,8 +170,13 @@ class PostgresMeterLedger:
             scan_ended=rows[0]["scan_ended"],
         )
 
+    def explain_claim(self, request: ClaimRequest) -> Plan:
+        """Return how PostgreSQL would claim, without reading an event, within the caller's transaction."""
+        text = self._composed(query("ledger", "claim_fresh"))
+        return plan_of(self._connection, text, self._claim_parameters(request))
+
     def _claim_parameters(self, request: ClaimRequest) -> dict[str, Any]:
-        return self._scope | {
+        return self._shared | {
             "ids": list(request.retry_ids),
             "claims_max": request.fresh_max,
             "customers": list(request.customers),
@@ -194,13 +204,13 @@ class PostgresMeterLedger:
     def untold(self) -> list[KindCount]:
         """Return what runs rejected or let expire that did not live to say so."""
         with transaction(self._connection, read_only=True):
-            return [KindCount(**row) for row in self._fetch("untold", self._scope)]
+            return [KindCount(**row) for row in self._fetch("untold", self._shared)]
 
     def count_open(self, *, now: datetime) -> OpenCounts:
         """Return what a run leaves open."""
         horizons = {"doubt_horizon": self._horizon(now - RESEND_LIMIT), "undecided_before": now - UNDECIDED_MAX}
         with transaction(self._connection, read_only=True):
-            row = self._fetch("count_open", self._scope | horizons)[0]
+            row = self._fetch("count_open", self._shared | horizons)[0]
         return OpenCounts(**row | {"problem_ids": tuple(row["problem_ids"] or ())})
 
 

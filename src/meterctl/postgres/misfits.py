@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from meterctl.postgres.catalog import ColumnInfo, TableInfo, TableName
+from meterctl.postgres.fragments import LOCAL_TIME
 from meterctl.postgres.wanted import Kind, WantedColumn, WantedTable, near, suggestion
 
 LEDGER = "schema meterctl"
@@ -79,9 +80,12 @@ def _missing_remedy(wanted: WantedTable, column: WantedColumn, table: TableInfo)
 
 def _wrong_type(wanted: WantedTable, column: WantedColumn, found: ColumnInfo) -> str:
     is_type = f'"{column.name}" of {wanted.name} is {found.type}'
-    if column.kind is not Kind.INSTANT:
+    if column.kind not in {Kind.INSTANT, Kind.LOCAL_TIME}:
         return f"{is_type}, must be {column.kind.value}; name another column, or a view with a cast"
-    why = ", which names no instant" if found.base_type in {"timestamp without time zone", "date"} else ""
+    if found.base_type == LOCAL_TIME:
+        remedy = f'name its zone (time_zone = "UTC", "Europe/Berlin", ...), or make it {Kind.INSTANT.value}'
+        return f"{is_type}, which names no instant; {remedy}"
+    why = ", which names no instant" if found.base_type == "date" else ""
     return f"{is_type}{why}; make it {Kind.INSTANT.value}, or name a view that converts it"
 
 

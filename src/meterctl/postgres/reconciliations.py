@@ -11,8 +11,9 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from meterctl.core.reconciliation import DAY, HOUR, Difference, Proof, Span, SpanBooks, proof_after
+from meterctl.core.reconciliation import Difference, Proof, SpanBooks, proof_after
 from meterctl.core.settlement import MINUTE
+from meterctl.core.spans import DAY, HOUR, Span
 from meterctl.core.value import formatted
 from meterctl.ports import Comparison, KnownCustomer
 from meterctl.postgres.connect import transaction

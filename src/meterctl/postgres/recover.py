@@ -9,6 +9,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from meterctl.core.model import PAST_LIMIT
+from meterctl.errors import NotPermittedError
+from meterctl.postgres.catalog import current_role
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.identity import read_marks
 from meterctl.postgres.queries import query
@@ -37,8 +39,8 @@ def begin_recovery(connection: psycopg.Connection, since: datetime) -> None:
         connection.execute(query("identity", "begin_recovery"), {"since": since})
 
 
-def end_recovery(connection: psycopg.Connection, *, doubt_since: datetime, begun_at: datetime, now: datetime) -> int:
-    """Put in doubt what is open, or expired since `begun_at`, and take the marks of this database; return how many.
+def end_recovery(connection: psycopg.Connection, *, doubt_since: datetime, now: datetime) -> int:
+    """Put in doubt what is open, or was found expired, and take the marks of this database; return how many.
 
     One transaction.
     """
@@ -46,7 +48,7 @@ def end_recovery(connection: psycopg.Connection, *, doubt_since: datetime, begun
     with transaction(connection):
         count = connection.execute(
             query("identity", "doubt"),
-            {"doubt_since": doubt_since, "begun_at": begun_at, "expired_before": now - PAST_LIMIT},
+            {"doubt_since": doubt_since, "expired_before": now - PAST_LIMIT},
         ).rowcount
         connection.execute(query("identity", "break_series"), {"now": now})
         connection.execute(query("identity", "end_recovery"), asdict(marks) | {"now": now})
@@ -57,8 +59,20 @@ def adopt_copy(connection: psycopg.Connection, reason: str) -> int:
     """Close all that is open and make the ledger nobody's; return how many events. One transaction."""
     with transaction(connection):
         count = connection.execute(query("identity", "close"), {"reason": reason}).rowcount
+        connection.execute(query("identity", "unprove"))
         connection.execute(query("identity", "forget"))
     return count
+
+
+def require_right_to_adopt(connection: psycopg.Connection) -> None:
+    """Raise NotPermittedError for a role that may not make the ledger nobody's, as the job's may not."""
+    with transaction(connection, read_only=True):
+        row = connection.execute(query("identity", "may_forget")).fetchone()
+        if row is None or not row[0]:
+            raise NotPermittedError(
+                f"role {current_role(connection)} lacks the right to delete on meterctl.identity",
+                hint="run it as the owner of the schema meterctl",
+            )
 
 
 def event_names(found: Sequence[OpenEvents]) -> set[str]:

@@ -1,21 +1,33 @@
 """Usage rows of one meter: each page of rows becomes ledger events. Its statements are made in `rows_sql`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from meterctl.core.model import PAST_LIMIT
+from meterctl.core.scope import MICROSECOND
 from meterctl.core.value import LOCAL_PROBLEMS
 from meterctl.errors import ConfigurationError
-from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow
+from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow, SpanCounts
 from meterctl.postgres.catalog import TableInfo, table_info
 from meterctl.postgres.connect import transaction
+from meterctl.postgres.payers_sql import PayersSql
+from meterctl.postgres.plans import Plan, plan_of
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows_sql import RowsSql
-from meterctl.postgres.usage_queries import LedgerOwner, fetch_usage, kind_count, meter_parameters
+from meterctl.postgres.scope_sql import in_scope, scope_parameters
+from meterctl.postgres.usage_queries import (
+    LedgerOwner,
+    count_too_old,
+    fetch_usage,
+    kind_count,
+    meter_parameters,
+)
 from meterctl.settings.meters import RowsMeter
 from meterctl.settings.model import LookupSettings
 
@@ -43,10 +55,11 @@ class PostgresRows:
         self._owner = owner
         with transaction(connection, read_only=True):
             found = table_info(connection, meter.table_parts)
+            payers = PayersSql.of(connection, meter.payers, lookups)
         if found is None:
             raise ConfigurationError(f"meter {key}: there is no table {meter.table}", hint="run `meterctl db check`")
         self._table: TableInfo = found
-        self._sql = RowsSql(meter, lookups, found)
+        self._sql = RowsSql(meter, payers, found)
 
     def collect(
         self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime, room: int | None = None
@@ -62,40 +75,64 @@ class PostgresRows:
             rows = self._fetch(text, parameters)
         first = rows[0]
         return Page(
-            next_key=self._next_key(first, after, batch_size),
+            next_key=self._next_key(window, first, after, batch_size),
             unstamped_row_ids=tuple(first["unstamped_ids"] or ()),
             kinds=tuple(kind_count(row) for row in rows if row["outcome"] is not None),
         )
 
-    def _next_key(self, page: Mapping[str, Any], after: PageKey | None, batch_size: int) -> PageKey | None:
+    def _next_key(
+        self, window: RowWindow, page: Mapping[str, Any], after: PageKey | None, batch_size: int
+    ) -> PageKey | None:
         """Dated rows come first, then those without a date, where the column allows them."""
         if page["row_count"] == batch_size or page["is_cut"]:
-            return PageKey(occurred_at=page["last_occurred_at"], row_id=page["last_id"])
+            return PageKey(occurred_at=page["last_key"], row_id=page["last_id"])
         dated = after is None or after.occurred_at is not None
-        if dated and self._table.columns[self._meter.occurred_at].nullable:
-            return PageKey(occurred_at=None, row_id=None)
-        return None
+        return PageKey(occurred_at=None, row_id=None) if dated and self._has_undated(window) else None
 
-    def preview(self, window: RowWindow, *, doubt_horizon: datetime) -> list[KindCount]:
+    def preview(
+        self, window: RowWindow, *, doubt_horizon: datetime, late_before: datetime | None = None
+    ) -> list[KindCount]:
         """Return what collecting and delivering everything would do, in a transaction PostgreSQL holds READ ONLY."""
-        keys = [None, PageKey(occurred_at=None, row_id=None)] if self._has_undated() else [None]
-        return [kind for key in keys for kind in self._preview(window, key, doubt_horizon)]
+        keys = [None, PageKey(occurred_at=None, row_id=None)] if self._has_undated(window) else [None]
+        horizons = {"doubt_horizon": doubt_horizon, "late_before": late_before}
+        kinds = [kind for key in keys for kind in self._preview(window, key, horizons)]
+        return [*kinds, *self._before_since(window)]
 
-    def _has_undated(self) -> bool:
-        return self._table.columns[self._meter.occurred_at].nullable
+    def _before_since(self, window: RowWindow) -> list[KindCount]:
+        """Return the unreported rows that are not this meter's for lying before its `since`: they are only counted."""
+        since = self._meter.since
+        if since is None or since <= window.since:
+            return []
+        text = self._sql.compose(query("rows", "count_uncollected"), page_filter=self._sql.page_filter(window, None))
+        bounds = {"since": window.since, "until": min(window.until, since - MICROSECOND)}
+        with transaction(self._connection, read_only=True):
+            row = self._fetch(text, self._parameters(window, None) | bounds)[0]
+        found = KindCount(outcome="before_since", code=None, event_count=row["count"], units=Decimal(0))
+        return [found] if row["count"] else []
 
-    def _preview(self, window: RowWindow, after: PageKey | None, doubt_horizon: datetime) -> list[KindCount]:
-        ledger_filter = sql.SQL("true")
-        if after is not None:
-            ledger_filter = sql.SQL("false")  # the ledger's own events were counted with the dated rows
-        elif window.row_ids:
-            ledger_filter = sql.SQL("source_row_id = ANY (%(row_ids)s)")
+    def _has_undated(self, window: RowWindow) -> bool:
+        return window.span is None and self._table.columns[self._meter.occurred_at].nullable
+
+    def _preview(
+        self, window: RowWindow, after: PageKey | None, horizons: dict[str, datetime | None]
+    ) -> list[KindCount]:
+        # The ledger's own events are counted with the dated rows.
+        ledger_filter = in_scope(window.scope) if after is None else sql.SQL("false")
         text = self._sql.compose(
             query("rows", "preview"), classify=self._sql.classify(window, after), ledger_filter=ledger_filter
         )
-        parameters = self._parameters(window, after) | {"batch_size": None, "doubt_horizon": doubt_horizon}
+        parameters = self._parameters(window, after) | {"batch_size": None} | horizons
         with transaction(self._connection, read_only=True):
             return [kind_count(row) for row in self._fetch(text, parameters)]
+
+    def span_counts(self, window: RowWindow) -> SpanCounts:
+        """Return how many rows of the window's span are reported, by whomever, and how many are too old."""
+        of_any_age = replace(window, expired_before=window.fresh_from)
+        in_span = self._sql.page_filter(of_any_age, None, reported_too=True)
+        with transaction(self._connection, read_only=True):
+            text = self._sql.compose(query("rows", "span_counts"), page_filter=in_span)
+            row = self._fetch(text, self._parameters(of_any_age, None) | {"since": window.since})[0]
+        return SpanCounts(reported=row["reported"], too_old=row["expired"] + count_too_old(self, window))
 
     def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:
         """Return how many unreported rows behind the key have no event."""
@@ -137,10 +174,17 @@ class PostgresRows:
         parameters = self._parameters(window, None) | {"batch_size": len(row_ids)}
         return self._fetch(self._sql.classify(window, None), parameters)
 
-    def explain(self, window: RowWindow) -> None:
-        """Have PostgreSQL plan the classification without reading a row, within the caller's transaction."""
-        parameters = self._parameters(window, None) | {"batch_size": 0}
-        self._connection.execute(sql.SQL("EXPLAIN ") + self._sql.classify(window, None), parameters)
+    def explain(self, window: RowWindow, *, batch_size: int = 0) -> Plan:
+        """Return how PostgreSQL would classify a page, without reading a row, within the caller's transaction."""
+        parameters = self._parameters(window, None) | {"batch_size": batch_size}
+        return plan_of(self._connection, self._sql.classify(window, None), parameters)
+
+    def uncollected(self, window: RowWindow) -> list[KindCount]:
+        """Return what the rows of the window are that have no event, those of free users aside."""
+        text = self._sql.compose(query("rows", "uncollected"), classify=self._sql.classify(window, None))
+        with transaction(self._connection, read_only=True):
+            rows = self._fetch(text, self._parameters(window, None) | {"batch_size": None})
+        return [kind_count(row) for row in rows]
 
     def stamp(self, row_ids: Sequence[str], *, now: datetime) -> int:
         """Stamp the rows that are neither stamped nor locked, within the caller's transaction; return how many."""
@@ -150,22 +194,30 @@ class PostgresRows:
         )
         return cursor.rowcount
 
+    def unstamp(self, event_ids: Sequence[int]) -> int:
+        """Take off the stamps that accepted events brought, within the caller's transaction; return how many."""
+        text = self._sql.compose(query("rows", "unstamp"), id_type=sql.SQL(self._sql.id_type))
+        return self._connection.execute(text, {"event_ids": list(event_ids)}).rowcount
+
     def _fetch(self, text: sql.Composed, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         return fetch_usage(
             self._connection, text, parameters, key=self._key, table=self._meter.table, where=self._meter.where
         )
 
     def _parameters(self, window: RowWindow, after: PageKey | None) -> dict[str, Any]:
-        return meter_parameters(self._key, self._meter, self._owner) | {
-            "event_names": self._event_names,
-            "table_name": self._meter.table,
-            "since": window.since,
-            "until": window.until,
-            "fresh_from": window.fresh_from,
-            "expired_before": window.expired_before,
-            "row_ids": list(window.row_ids),
-            "after_occurred_at": after.occurred_at if after else None,
-            "after_id": after.row_id if after else None,
-            "problem_codes": list(LOCAL_PROBLEMS),
-            "problem_sentences": list(LOCAL_PROBLEMS.values()),
-        }
+        return (
+            meter_parameters(self._key, self._meter, self._owner)
+            | scope_parameters(window.scope)
+            | {
+                "event_names": self._event_names,
+                "table_name": self._meter.table,
+                "since": max(window.since, self._meter.since or window.since),
+                "until": window.until,
+                "fresh_from": window.fresh_from,
+                "expired_before": window.expired_before,
+                "after_occurred_at": after.occurred_at if after else None,
+                "after_id": after.row_id if after else None,
+                "problem_codes": list(LOCAL_PROBLEMS),
+                "problem_sentences": list(LOCAL_PROBLEMS.values()),
+            }
+        )

@@ -1,6 +1,6 @@
 """Settling on PostgreSQL: which minutes are open, what the ledger says of them, the evidence, and its effect."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -175,8 +175,14 @@ def doubtable(connection: psycopg.Connection, event_name: str, window: Window) -
         return cursor.execute(query("settle", "doubtable"), parameters).fetchall()
 
 
-def put_in_doubt(connection: psycopg.Connection, ids: Sequence[int], reason: str) -> list[int]:
-    """Put accepted events in doubt, for Stripe's totals to settle; return the ids of those that still were accepted."""
+def put_in_doubt(
+    connection: psycopg.Connection, ids: Sequence[int], reason: str, *, unstamp_rows: Callable[[Sequence[int]], object]
+) -> list[int]:
+    """Put accepted events in doubt, for Stripe's totals to settle; return the ids of those that still were accepted.
+
+    `unstamp_rows`, given ids of accepted events, takes their stamps off within this transaction.
+    """
     with transaction(connection):
+        unstamp_rows(ids)
         rows = connection.execute(query("settle", "doubt"), {"ids": list(ids), "reason": reason}).fetchall()
     return sorted(row[0] for row in rows)

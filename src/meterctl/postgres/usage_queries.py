@@ -1,7 +1,7 @@
 """What the statements of all sources share: parameters, the way they are fetched, and how their counts are read."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -11,10 +11,16 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from meterctl.core.identifier import HASHED_PREFIX_LENGTH, IDENTIFIER_LENGTH_MAX
+from meterctl.core.scope import Scope, UsageSpan
 from meterctl.core.value import DIGITS_MAX, PLACES_MAX
 from meterctl.errors import ConfigurationError
-from meterctl.ports import KindCount
+from meterctl.ports import KindCount, RowWindow, SpanCounts, UsageSource
+from meterctl.postgres.connect import transaction
+from meterctl.postgres.queries import query
+from meterctl.postgres.scope_sql import in_scope, scope_parameters
 from meterctl.settings.meters import MeterSettings
+
+SAMPLES_MAX = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,4 +81,47 @@ def kind_count(row: Mapping[str, Any]) -> KindCount:
         sample_ids=tuple(row["sample_ids"] or ()),
         customer_count=row.get("customer_count", 0),
         oldest=row.get("oldest"),
+        late_count=row.get("late_count", 0),
     )
+
+
+def merged(lines: Iterable[Mapping[str, Any]]) -> list[KindCount]:
+    """Given the lines of several statements' counts, each with its `customers`, return one count for each kind."""
+    kinds: dict[tuple[str, str | None], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        kinds.setdefault((line["outcome"], line["code"]), []).append(line)
+    return [_together(of_a_kind) for of_a_kind in kinds.values()]
+
+
+def _together(lines: Sequence[Mapping[str, Any]]) -> KindCount:
+    samples = [sample for line in lines for sample in line["sample_ids"] or ()]
+    return KindCount(
+        outcome=lines[0]["outcome"],
+        code=lines[0]["code"],
+        event_count=sum(line["event_count"] for line in lines),
+        units=sum((line["units"] for line in lines), Decimal(0)),
+        sample_ids=tuple(samples[:SAMPLES_MAX]),
+        customer_count=len({customer for line in lines for customer in line["customers"]}),
+        oldest=min((line["oldest"] for line in lines if line["oldest"]), default=None),
+        late_count=sum(line["late_count"] for line in lines),
+    )
+
+
+def events_of_span(connection: psycopg.Connection, event_name: str, scope: Scope) -> SpanCounts:
+    """Return how many of the ledger's events of the scope's span are reported, and how many became too old."""
+    text = sql.SQL(query("ledger", "span_counts")).format(only=in_scope(scope))
+    with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(text, scope_parameters(scope) | {"event_name": event_name}).fetchone() or {}
+    return SpanCounts(reported=row["reported"], too_old=row["expired"])
+
+
+def count_too_old(source: UsageSource, window: RowWindow) -> int:
+    """Return how much usage from before the window's `fresh_from` is still due, though Stripe takes it no more."""
+    old = UsageSpan(since=window.since, until=window.fresh_from)
+    if old.since >= old.until:
+        return 0
+    until = min(window.until, old.last)
+    kinds = source.preview(
+        replace(window, until=until, expired_before=old.until, span=old), doubt_horizon=window.fresh_from
+    )
+    return sum(kind.event_count for kind in kinds if kind.outcome == "expired")

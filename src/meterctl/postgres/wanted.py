@@ -24,6 +24,7 @@ class Kind(Enum):
     ID = "smallint, integer, bigint, uuid, text or character varying"
     NUMBER = "a number (smallint, integer, bigint, numeric, real or double precision)"
     INSTANT = "timestamp with time zone"
+    LOCAL_TIME = "timestamp with or without time zone"
 
     def accepts(self, base_type: str) -> bool:
         """Whether a column of this type, as PostgreSQL writes it, will do."""
@@ -34,6 +35,7 @@ _TYPES = {
     Kind.ID: {"smallint", "integer", "bigint", "uuid", "text", "character varying"},
     Kind.NUMBER: {"smallint", "integer", "bigint", "numeric", "real", "double precision"},
     Kind.INSTANT: {"timestamp with time zone"},
+    Kind.LOCAL_TIME: {"timestamp with time zone", "timestamp without time zone"},
 }
 
 
@@ -94,6 +96,11 @@ def meters_of_table(settings: Settings, table: str) -> dict[str, RowsMeter | Cou
     return found
 
 
+def _instant(time_zone: str | None) -> Kind:
+    """Return what a column of instants must be: where the zone is named, its type may lack it."""
+    return Kind.INSTANT if time_zone is None else Kind.LOCAL_TIME
+
+
 def wanted_of_meter(key: str, meter: RowsMeter | GaugeMeter) -> WantedTable:
     """Return what a meter wants of its usage table."""
     section = dotted(("meters", key))
@@ -112,12 +119,15 @@ def _rows_columns(section: str, meter: RowsMeter) -> Iterator[WantedColumn]:
     yield WantedColumn(key=f"{section}.id", name=meter.id, kind=Kind.ID)
     if meter.value is not None:
         yield WantedColumn(key=f"{section}.value", name=meter.value, kind=Kind.NUMBER)
-    yield WantedColumn(key=f"{section}.occurred_at", name=meter.occurred_at, kind=Kind.INSTANT)
-    yield WantedColumn(key=f"{section}.reported_at", name=meter.reported_at, kind=Kind.INSTANT, stamped=True)
+    instant = _instant(meter.time_zone)
+    yield WantedColumn(key=f"{section}.occurred_at", name=meter.occurred_at, kind=instant)
+    yield WantedColumn(key=f"{section}.reported_at", name=meter.reported_at, kind=instant, stamped=True)
     yield from _payer_columns(section, meter)
     for part in meter.identifier_template:
         if isinstance(part, Column) and part.name != EVENT_NAME:
             yield WantedColumn(key=f"{section}.identifier", name=part.name)
+    for name, column in meter.payload.items():
+        yield WantedColumn(key=f"{section}.{dotted(('payload', name))}", name=column)
 
 
 def _payer_columns(section: str, meter: RowsMeter | GaugeMeter) -> Iterator[WantedColumn]:
@@ -128,9 +138,9 @@ def _payer_columns(section: str, meter: RowsMeter | GaugeMeter) -> Iterator[Want
 def wanted_of_lookup(name: str, lookup: LookupSettings) -> WantedTable:
     """Return what a lookup wants of its table."""
     section = dotted(("lookups", name))
-    instants = ("started_at", "ended_at", "period_start", "period_end")
+    instants, instant = ("started_at", "ended_at", "period_start", "period_end"), _instant(lookup.time_zone)
     columns = [
-        WantedColumn(key=f"{section}.{field}", name=column, kind=Kind.INSTANT if field in instants else Kind.ANY)
+        WantedColumn(key=f"{section}.{field}", name=column, kind=instant if field in instants else Kind.ANY)
         for field in ("subject", "customer", "id", "status", *instants)
         if (column := getattr(lookup, field)) is not None
     ]

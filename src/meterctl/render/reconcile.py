@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from meterctl.core.reconciliation import Cause, Difference, Span
+from meterctl.core.reconciliation import Cause, Difference
+from meterctl.core.spans import Span
 from meterctl.errors import ExitCode
 from meterctl.render.tables import table
 from meterctl.render.values import iso, shown
@@ -27,7 +28,7 @@ CAUSES = {
     Cause.HELD: "Stripe has events that are held here, for a person to decide",
     Cause.NOT_YET_CAUGHT_UP: "something was sent just now, or totals moved while being read; look again in two hours",
     Cause.CANCELLED: "Stripe still counts what is cancelled here",
-    Cause.REJECTED_AFTERWARDS: "Stripe counts what is rejected here: do not issue it again",
+    Cause.REJECTED_AFTERWARDS: "Stripe counts what is rejected or closed here: do not issue it again",
     Cause.UNKNOWN_CUSTOMER: "Stripe does not know the customer (deleted?), so it shows no totals",
     Cause.SHORTFALL: "Stripe has less than it accepted; put the minute in doubt, and the next reports settle it",
     Cause.FOREIGN_WRITER: "Stripe has more than was sent from here: look in its logs for who else sends meter events",

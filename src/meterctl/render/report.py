@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from meterctl.actions.preview import Plan
@@ -27,6 +27,7 @@ class ReportDocument:
     tallies: Sequence[Tally]
     totals: Tally
     notes: Sequence[str] = field(default=())
+    plan: Sequence[Mapping[str, object]] | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return the document whose keys scripts rely on."""
@@ -45,6 +46,7 @@ class ReportDocument:
                 {"code": p.code, "count": p.count, "sample_ids": p.sample_ids, "hint": p.hint}
                 for p in self.totals.problems.values()
             ],
+            **({"plan": self.plan} if self.plan is not None else {}),
         }
 
 
@@ -91,39 +93,42 @@ def show_plan(
 ) -> None:
     """Print what a report would do."""
     if as_json:
-        print(json.dumps(document.as_dict() | {"plan": [_plan(plan, rate_per_s) for plan in plans]}))
-        return
-    if quiet:
-        return
-    for plan in plans:
-        _show_plan(plan, rate_per_s)
+        print(json.dumps(replace(document, plan=[plan_dict(plan, rate_per_s) for plan in plans]).as_dict()))
+    elif not quiet:
+        for plan in plans:
+            print(*plan_lines(plan, rate_per_s), sep="\n")
 
 
-def _plan(plan: Plan, rate_per_s: float | None) -> dict[str, object]:
+def plan_dict(plan: Plan, rate_per_s: float | None) -> dict[str, object]:
+    """Return a meter's plan as `--json` has it."""
     return {
         "event_name": plan.event_name,
         "events": plan.events,
         "units": formatted(plan.units),
         "customers": plan.customers,
         "oldest": _iso(plan.oldest) if plan.oldest else None,
+        "before_since": plan.before_since,
         "calls": plan.events,
         "minutes": plan.minutes(rate_per_s),
     }
 
 
-def _show_plan(plan: Plan, rate_per_s: float | None) -> None:
+def plan_lines(plan: Plan, rate_per_s: float | None) -> Iterator[str]:
+    """Yield a meter's plan as a person reads it."""
     minutes = plan.minutes(rate_per_s)
     pace = f", about {minutes} min at {rate_per_s:.0f} calls/s" if minutes is not None else ""
-    print(
+    yield (
         f"{plan.event_name}: would send {plan.events} events, {formatted(plan.units)} units, {plan.customers} customers"
         f"; oldest {_iso_or_dash(plan.oldest)}; {plan.events} calls{pace}"
     )
     tally = plan.tally
     if tally.skipped:
-        print(f"  skipped: {tally.skipped} rows without a subscription at their instant")
+        yield f"  skipped: {tally.skipped} rows without a subscription at their instant"
+    if plan.before_since:
+        yield f"  not this meter's: {plan.before_since} unreported rows before its `since`"
     for problem in tally.problems.values():
         samples = f" (e.g. {', '.join(problem.sample_ids)})" if problem.sample_ids else ""
-        print(f"  {problem.code}: {problem.count}{samples}")
+        yield f"  {problem.code}: {problem.count}{samples}"
 
 
 def _iso_or_dash(instant: datetime | None) -> str:

@@ -27,6 +27,7 @@ class Document:
 
     values: dict[str, Any] = field(default_factory=shipped_values)
     sources: dict[str, str] = field(default_factory=lambda: dict.fromkeys(_TOP_LEVEL, SHIPPED))
+    file: Path | None = None
 
     @property
     def origins(self) -> Origins:
@@ -61,6 +62,7 @@ def read_configuration(
     path, named_by = _choose(config_file, environ, system_file)
     text = _read(findings, path, named_by)
     if text is not None:
+        document.file = path
         tables = _parsed(findings, str(path), text)
         document.lay_file(str(path), _sound_tables(findings, str(path), tables))
     return document

@@ -5,7 +5,7 @@ shipped lookups and its meters all shipped meters, so that a file says in one pl
 variable that is set to nothing counts as not set.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from meterctl.settings.meters import METER_KINDS, MeterSettings
 from meterctl.settings.model import LookupSettings, Section, StripeSettings, environment_fields
 from meterctl.settings.problems import ENVIRONMENT, Findings, Origins, did_you_mean, dotted, explained, kind_of
 from meterctl.settings.rules import faults_between
-from meterctl.settings.secrets import Secret, checked_key, checked_webhook_secrets, read_secret
+from meterctl.settings.secrets import Secret, checked_key, checked_webhook_secrets, read_secret, webhook_secrets_in
 from meterctl.settings.stripe_address import local_address
 
 RENAMED_METER = "ai_suggestion"
@@ -41,7 +41,8 @@ class Settings:
     """All of the configuration, sound in itself. Whether the database has its tables is found out elsewhere.
 
     `database_url` is empty where libpq's own PG* variables name the database. `lookups` and `meters` are keyed by their
-    tables' names in the file; a meter's key is its name in the ledger. `warnings` are lines for a person.
+    tables' names in the file; a meter's key is its name in the ledger. `warnings` are lines for a person. `file` is the
+    configuration file that was read, None if there is none.
     """
 
     stripe: StripeSettings
@@ -51,6 +52,7 @@ class Settings:
     warnings: tuple[str, ...] = ()
     origins: Origins = field(default_factory=Origins)
     database_password: SecretStr | None = None
+    file: Path | None = None
 
     def where(self, key: str) -> str:
         """Given a dotted key (`meters.ai_suggestion.table`), return where a person finds it: `FILE: key`."""
@@ -76,11 +78,13 @@ def load_settings(
     flags: Mapping[str, object],
     system_file: Path = SYSTEM_CONFIG_FILE,
     require_database: bool = True,
+    webhook_secret_files: Sequence[Path] = (),
 ) -> Settings:
     """Return the settings, or raise ConfigurationError with every problem found.
 
     `config_file` is `-c`. `flags` holds dotted keys and values of those flags that were given. `system_file` is read
     if nothing names another. Without `require_database` a missing DATABASE_URL is fine; a faulty one never is.
+    `webhook_secret_files` is `--secret-file`: their secrets instead of the environment's.
     """
     findings = Findings()
     document = read_configuration(findings, config_file=config_file, environ=environ, system_file=system_file)
@@ -90,6 +94,9 @@ def load_settings(
     reader = _Reader(findings=findings, document=document)
     stripe = reader.section(StripeSettings, ("stripe",), document.values["stripe"])
     from_environment = _environment_of_stripe(findings, document, environ)
+    if webhook_secret_files:
+        from_environment["webhook_secrets"] = webhook_secrets_in(findings, webhook_secret_files)
+        document.sources["stripe.webhook_secrets"] = COMMAND_LINE
     lookups = reader.lookups()
     meters = reader.meters()
     database = _database(findings, document, environ, required=require_database)
@@ -104,6 +111,7 @@ def load_settings(
         warnings=tuple(findings.warnings),
         origins=document.origins,
         database_password=SecretStr(environ["PGPASSWORD"]) if environ.get("PGPASSWORD") else None,
+        file=document.file,
     )
 
 

@@ -7,7 +7,18 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from meterctl.core.identifier import Column, parse_template
 from meterctl.settings.model import PayerSettings, Section
-from meterctl.settings.types import ColumnName, Condition, EventName, Instant, PayloadKey, Span, Step, TableName
+from meterctl.settings.types import (
+    ColumnName,
+    Condition,
+    EventName,
+    Instant,
+    PayloadKey,
+    Span,
+    Step,
+    TableName,
+    TimeZone,
+    payload_key,
+)
 
 NO_EVENT_TIME_WINDOW = (
     "a meter with an event_time_window keeps only the last event of each window, so usage would be lost; "
@@ -89,7 +100,9 @@ class RowsMeter(TableMeter):
     value: ColumnName | None = Field(
         default=None, validate_default=True, description='Column with the quantity; only, and always, with "sum".'
     )
-    occurred_at: ColumnName = Field(description="Column with the instant of usage (timestamptz).")
+    occurred_at: ColumnName = Field(
+        description="Column with the instant of usage: timestamptz, or `timestamp without time zone` with `time_zone`."
+    )
     reported_at: ColumnName = Field(
         default="stripe_reported_at", description="Column that meterctl stamps when Stripe has accepted the row."
     )
@@ -100,6 +113,19 @@ class RowsMeter(TableMeter):
         'row. Default: "EVENT_NAME-{id}".',
     )
     where: Condition | None = Field(default=None, description="SQL condition: only rows that meet it are billed.")
+    since: Instant | None = Field(
+        default=None, description="Usage before this instant is not this meter's: it is never collected."
+    )
+    time_zone: TimeZone | None = Field(
+        default=None,
+        description="Time zone of `occurred_at` and `reported_at` where they are `timestamp without time zone`, like "
+        '"UTC" or "Europe/Berlin".',
+    )
+    payload: dict[str, ColumnName] = Field(
+        default_factory=dict,
+        description='More keys of the event\'s payload, each from a column: { region = "region_code" }. A row that has '
+        "NULL or an empty text there is sent without the key.",
+    )
     adopt_identifiers_until: Instant | None = Field(
         default=None,
         description="During the cut-over from a job that used the same identifiers: until this instant an identifier "
@@ -122,6 +148,19 @@ class RowsMeter(TableMeter):
         template = text or f"{info.data.get('event_name', '')}-{{{info.data.get('id', 'id')}}}"
         parse_template(template)
         return template
+
+    @field_validator("payload")
+    @classmethod
+    def _payload_keys_are_free(cls, payload: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        for key in payload:
+            try:
+                payload_key(key)
+            except ValueError as error:
+                raise ValueError(f'the key "{key}" {error}') from error
+            taken = [name for name in ("customer_payload_key", "value_payload_key") if info.data.get(name) == key]
+            if taken:
+                raise ValueError(f'the key "{key}" is the meter\'s {taken[0]}; choose another, or remove it')
+        return payload
 
     @property
     def identifier_template(self) -> tuple[str | Column, ...]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from meterctl.settings.types import AccountId, ColumnName, TableName
+from meterctl.settings.types import AccountId, ColumnName, TableName, TimeZone
 
 INVOICE_GRACE_MAX_H = 72
 """Longest invoice finalisation grace an account can choose (Stripe docs, "Configure grace period")."""
@@ -93,7 +93,7 @@ class StripeSettings(Section):
 
 
 class LookupSettings(Section):
-    """A table that says which Stripe customer pays for a subject, and since when. All but `table` are its columns."""
+    """A table that says which Stripe customer pays for a subject, and since when."""
 
     table: TableName = Field(description='Table or view, as "table" or "schema.table".')
     subject: ColumnName = Field(description="Column that equals the usage row's column named in the meter's `payers`.")
@@ -118,6 +118,15 @@ class LookupSettings(Section):
     period_end: ColumnName | None = Field(
         default=None, description="Column with the end of the current billing period; tells late usage."
     )
+    time_zone: TimeZone | None = Field(
+        default=None,
+        description='Time zone of those columns that are `timestamp without time zone`, like "UTC" or "Europe/Berlin".',
+    )
+
+    @property
+    def table_parts(self) -> tuple[str, ...]:
+        """The table's name as SQL identifiers: (table,) or (schema, table)."""
+        return tuple(self.table.split("."))
 
 
 class PayerSettings(Section):

@@ -51,12 +51,16 @@ class Origins:
 
     sources: Mapping[str, str] = field(default_factory=dict)
 
-    def where(self, key: str) -> str:
-        """Given a dotted key, return where a person finds it: `FILE: key`, or `environment NAME`."""
+    def source(self, key: str) -> str:
+        """Given a dotted key, return which source it came from: a file, `environment NAME`, the shipped defaults."""
         above = key
         while above and above not in self.sources:
             above = _LAST_PART.sub("", above)
-        source = self.sources.get(above, SHIPPED)
+        return self.sources.get(above, SHIPPED)
+
+    def where(self, key: str) -> str:
+        """Given a dotted key, return where a person finds it: `FILE: key`, or `environment NAME`."""
+        source = self.source(key)
         return source if source.startswith((ENVIRONMENT, CREDENTIAL)) else f"{source}: {key}"
 
 
@@ -139,6 +143,7 @@ _MESSAGES: Mapping[str, _Renderer] = {
     "int_type": _wrong_type("a whole number, without quotes"),
     "list_type": _wrong_type("a list in brackets"),
     "tuple_type": _wrong_type("a list in brackets"),
+    "dict_type": _wrong_type("a table of keys"),
     "model_type": _wrong_type("a table of keys"),
     "model_attributes_type": _wrong_type("a table of keys"),
     "greater_than_equal": _bound("least", "ge"),

@@ -7,7 +7,7 @@ lower case.
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,12 @@ def checked_key(findings: Findings, secret: Secret | None) -> SecretStr | None:
         secret.source, _misshapen(secret.text, "a Stripe secret key", "sk_test_, rk_test_, sk_live_ or rk_live_")
     )
     return None
+
+
+def webhook_secrets_in(findings: Findings, files: Iterable[Path]) -> tuple[SecretStr, ...]:
+    """Return the signing secrets of all files that `--secret-file` names."""
+    read = (_from_file(findings, f"--secret-file {path}", path) for path in files)
+    return tuple(text for secret in read for text in checked_webhook_secrets(findings, secret))
 
 
 def checked_webhook_secrets(findings: Findings, secret: Secret | None) -> tuple[SecretStr, ...]:

@@ -13,7 +13,13 @@ NAME_BYTES_MAX = 63
 EVENT_NAME_LENGTH_MAX = 100
 """Longest `event_name` (Stripe's OpenAPI, `MeterEventCreateParams.event_name`)."""
 
+PAYLOAD_KEY_LENGTH_MAX = 100
+"""Longest payload key a meter can name (Stripe's OpenAPI, `value_settings.event_payload_key`)."""
+
 _DAY = timedelta(days=1)
+_ZONE = re.compile(r"UTC|[A-Za-z_]+(?:/[A-Za-z0-9_+-]+)+")
+"""Not `CET` or `UTC+1`: PostgreSQL takes those for fixed offsets, the latter with its sign reversed (docs, B.5)."""
+
 _STEP = re.compile(r"([1-9][0-9]{0,3})(m|h|d)")
 _STEP_UNITS: Mapping[str, timedelta] = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": _DAY}
 
@@ -59,9 +65,20 @@ def _condition(text: str) -> str:
     return text
 
 
-def _payload_key(text: str) -> str:
+def payload_key(text: str) -> str:
+    """Return a key of an event's payload as it is. Raises ValueError if Stripe could not take it."""
     if not text.strip():
         raise ValueError("is empty; leave the key out to use Stripe's default")
+    if len(text) > PAYLOAD_KEY_LENGTH_MAX:
+        raise ValueError(f"is longer than the {PAYLOAD_KEY_LENGTH_MAX} characters Stripe allows; shorten it")
+    if "[" in text or "]" in text:
+        raise ValueError("holds a bracket, at which Stripe would take it apart; choose another name")
+    return text
+
+
+def _time_zone(text: str) -> str:
+    if not _ZONE.fullmatch(text):
+        raise ValueError('is not the full name of a time zone; write it like "Europe/Berlin", or "UTC"')
     return text
 
 
@@ -104,7 +121,8 @@ TableName = Annotated[str, AfterValidator(_table)]
 
 EventName = Annotated[str, AfterValidator(_event_name)]
 Condition = Annotated[str, AfterValidator(_condition)]
-PayloadKey = Annotated[str, AfterValidator(_payload_key)]
+PayloadKey = Annotated[str, AfterValidator(payload_key)]
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
 AccountId = Annotated[str, AfterValidator(_account)]
 
 Step = Annotated[timedelta, BeforeValidator(_step)]

@@ -40,9 +40,14 @@ def key_account(client: stripe.StripeClient, settings: StripeSettings) -> Accoun
 
 
 def answered_livemode(client: stripe.StripeClient) -> bool | None:
-    """Return the `livemode` Stripe's answers carry with this key; None where there is no meter to ask about."""
+    """Return the `livemode` Stripe's answers carry with this key; None where no meter can be asked about.
+
+    Raises the MeterctlError that fits, but for a key that may only not list meters.
+    """
     try:
         meters = asked(lambda: client.v1.billing.meters.list({"limit": 1}, {"max_network_retries": 0}).data)
-    except NotPermittedError:
+    except NotPermittedError as error:
+        if isinstance(error.__cause__, stripe.AuthenticationError):
+            raise
         return None  # every meter event's own answer is checked as well
     return meters[0].livemode if meters else None

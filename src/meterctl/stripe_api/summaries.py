@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import stripe
 
-from meterctl.core.reconciliation import DAY, HOUR, PAGE_MAX
+from meterctl.core.spans import DAY, HOUR, PAGE_MAX
 from meterctl.errors import ConfigurationError, UnavailableError
 from meterctl.ports import GroupedReading, Reading
 from meterctl.stripe_api.asking import asked
@@ -22,11 +22,16 @@ THROTTLED_WAITS_S = (1.0, 4.0, 16.0)
 """Waits before a read that Stripe answered with 429 is tried again."""
 
 
+T = TypeVar("T")
+
 WINDOW_NAMES = {HOUR: "hour", DAY: "day"}
 
 
 class MeterSummaries:
-    """`Totals` and `GroupedTotals` of the meter `event_name`. `pace_per_s` None: as fast as the far side answers."""
+    """`Totals` and `GroupedTotals` of the meter `event_name`. `pace_per_s` None: as fast as the far side answers.
+
+    A meter that was deactivated and made anew keeps what it took: the totals of all of that event_name are added up.
+    """
 
     def __init__(
         self,
@@ -44,12 +49,13 @@ class MeterSummaries:
         self._sleep = sleep
 
     def total(self, customer: str, start: datetime, end: datetime) -> Reading:
-        """Return the total of [start, end), whole minutes. One read. Raises the MeterctlError that fits."""
-        answer = self._asked(_range(customer, start, end))
+        """Return the total of [start, end), whole minutes. One read a meter. Raises the MeterctlError that fits."""
+        answers = [self._asked(meter_id, _range(customer, start, end)) for meter_id in self._meter_ids]
+        values = [summary.aggregated_value for answer in answers for summary in answer.data]
         return Reading(
             # The shortest text of a double is what Stripe wrote; no usage is no row, or a row of 0.
-            total=sum((Decimal(repr(summary.aggregated_value)) for summary in answer.data), Decimal(0)),
-            stripe_date=answered_at(cast("Any", answer).last_response.headers),
+            total=sum((Decimal(repr(value)) for value in values), Decimal(0)),
+            stripe_date=answered_at(cast("Any", answers[-1]).last_response.headers),
         )
 
     def grouped(self, customer: str, start: datetime, end: datetime, unit: timedelta | None) -> GroupedReading:
@@ -73,40 +79,44 @@ class MeterSummaries:
         return GroupedReading(totals=totals, read_count=read_count)
 
     def _pages(self, params: Mapping[str, Any]) -> Iterator[list[Any]]:
-        cursor: dict[str, str] = {}
-        while True:
-            answer = self._asked({**params, **cursor})
-            yield answer.data
-            if not answer.has_more or not answer.data:
-                return
-            cursor = {"starting_after": answer.data[-1].id}
+        for meter_id in self._meter_ids:
+            cursor: dict[str, str] = {}
+            while True:
+                answer = self._asked(meter_id, {**params, **cursor})
+                yield answer.data
+                if not answer.has_more or not answer.data:
+                    break
+                cursor = {"starting_after": answer.data[-1].id}
 
-    def _asked(self, params: Mapping[str, Any]) -> stripe.ListObject[Any]:
+    def _asked(self, meter_id: str, params: Mapping[str, Any]) -> stripe.ListObject[Any]:
         self._sleep(self._wait_s)
-        answer = asked(lambda: self._read(params))
+        answer = asked(lambda: self._patiently(lambda: self._list(meter_id, params)))
         if any(summary.livemode is not self._livemode for summary in answer.data):
             raise ConfigurationError("Stripe's totals are of another mode than the run was started for")
         return answer
 
-    def _read(self, params: Mapping[str, Any]) -> stripe.ListObject[Any]:
+    def _patiently(self, call: Callable[[], T]) -> T:
         for wait_s in THROTTLED_WAITS_S:
             try:
-                return self._list(params)
+                return call()
             except stripe.RateLimitError:
                 self._sleep(wait_s)
-        return self._list(params)
+        return call()
 
-    def _list(self, params: Mapping[str, Any]) -> stripe.ListObject[Any]:
+    def _list(self, meter_id: str, params: Mapping[str, Any]) -> stripe.ListObject[Any]:
         listed = self._client.v1.billing.meters.event_summaries.list
-        return listed(self._meter_id, cast("Any", params), {"max_network_retries": 0})
+        return listed(meter_id, cast("Any", params), {"max_network_retries": 0})
 
     @cached_property
-    def _meter_id(self) -> str:
+    def _meter_ids(self) -> list[str]:
+        return asked(lambda: self._patiently(self._found_ids))
+
+    def _found_ids(self) -> list[str]:
         meters = self._client.v1.billing.meters.list({"limit": 100}, {"max_network_retries": 0})
         found = [meter for meter in meters.auto_paging_iter() if meter.event_name == self._event_name]
         if not found:
             raise UnavailableError(f"Stripe has no meter {self._event_name}, so it has no totals of it")
-        return max(found, key=lambda meter: meter.status == "active").id
+        return [meter.id for meter in found]
 
 
 def _range(customer: str, start: datetime, end: datetime) -> dict[str, Any]:

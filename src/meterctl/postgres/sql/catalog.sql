@@ -36,6 +36,13 @@ SELECT quote_ident(current_user)
 -- Whether `=` exists between two types, implicit casts included, without touching any row.
 SELECT NULL::{left} = NULL::{right}
 
+-- name: zone
+-- Whether the server knows a time zone.
+SELECT timestamptz 'epoch' AT TIME ZONE %(time_zone)s
+
+-- name: zone_names
+SELECT name FROM pg_timezone_names WHERE name LIKE '%%/%%' AND name NOT LIKE 'posix/%%' ORDER BY 1
+
 -- name: ledger_privileges
 -- What a run needs on the ledger and the role lacks. The tables' identity columns need no privilege on a sequence.
 SELECT has_schema_privilege(n.oid, 'USAGE') AS schema_usable, lacking.relname AS table, lacking.privilege

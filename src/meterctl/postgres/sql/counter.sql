@@ -127,7 +127,8 @@ GROUP BY outcome, code
 -- name: preview
 -- What collecting an hour would do, without writing.
 SELECT outcome, code, count(*) AS event_count, coalesce(sum(value), 0) AS units,
-       count(DISTINCT customer) AS customer_count, min(occurred_at) AS oldest, (array_agg(subject))[1:5] AS sample_ids
+       array_agg(DISTINCT customer) AS customers, min(occurred_at) AS oldest, (array_agg(subject))[1:5] AS sample_ids,
+       count(*) FILTER (WHERE period_end < %(late_before)s::timestamptz) AS late_count
 FROM ({classify}) AS found
 GROUP BY outcome, code
 ORDER BY outcome, code
@@ -138,10 +139,11 @@ SELECT CASE WHEN held_reason IS NOT NULL OR doubt_since <= %(doubt_horizon)s THE
             WHEN state = 'pending' AND sent_timestamp < %(expired_before)s THEN 'expired'
             ELSE 'pending' END AS outcome,
        NULL AS code, count(*) AS event_count, coalesce(sum(quantity), 0) AS units,
-       count(DISTINCT customer) AS customer_count, min(occurred_at) AS oldest,
-       (array_agg(coalesce(subject, identifier)))[1:5] AS sample_ids
-FROM meterctl.meter_events
-WHERE event_name = %(event_name)s AND state IN ('pending', 'sending', 'in_doubt')
+       array_agg(DISTINCT customer) AS customers, min(occurred_at) AS oldest,
+       (array_agg(coalesce(subject, identifier)))[1:5] AS sample_ids,
+       count(*) FILTER (WHERE period_end < %(late_before)s::timestamptz) AS late_count
+FROM meterctl.meter_events AS e
+WHERE event_name = %(event_name)s AND state IN ('pending', 'sending', 'in_doubt') AND {only}
 GROUP BY 1
 
 -- name: backlog

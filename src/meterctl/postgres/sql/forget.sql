@@ -38,8 +38,8 @@ LIMIT 1
 -- Whether the stamp of row `t` is the one its event brought: it is set with the acceptance or later, never before. A
 -- second is allowed, for a column may keep whole seconds only. If the row's time was edited since, or another row has its
 -- id now, only the stamp of the very acceptance is known to be ours.
-t.{reported_at} >= event.accepted_at - interval '1 second'
-      AND (t.{occurred_at} = event.occurred_at OR t.{reported_at} <= event.accepted_at + interval '1 second')
+t.{reported_at}{stamp_zone} >= event.accepted_at - interval '1 second'
+      AND (t.{occurred_at}{zone} = event.occurred_at OR t.{reported_at}{stamp_zone} <= event.accepted_at + interval '1 second')
 
 -- name: verdicts
 -- What each event's row is now. LIMIT keeps this a probe for each event, whatever the planner knows of the tables; the
@@ -56,10 +56,10 @@ SELECT event.id, event.source_row_id,
 FROM meterctl.meter_events AS event
 LEFT JOIN LATERAL (
     SELECT t.{reported_at} IS NOT NULL AS stamped, ({ours}) AS ours,
-           t.{reported_at} < event.accepted_at - interval '1 second' AS older
+           t.{reported_at}{stamp_zone} < event.accepted_at - interval '1 second' AS older
     FROM {table} AS t
     WHERE t.{id} = CASE WHEN event.accepted_at IS NOT NULL THEN event.source_row_id::{id_type} END
-    ORDER BY t.{occurred_at} IS DISTINCT FROM event.occurred_at
+    ORDER BY t.{occurred_at}{zone} IS DISTINCT FROM event.occurred_at
     LIMIT 1
 ) AS bound ON true
 WHERE {which}

@@ -1,7 +1,8 @@
 -- name: classify
 -- Levels at an instant, a line for each customer, and for each subject that has none: `outcome` is pending, held (fell
 -- to 0 together with most others), known (this step was reported), newer (a later level of the period was sent),
--- refused or skipped. Whoever had a level the last time and has no line now, has the level 0.
+-- refused or skipped. Whoever had a level the last time and has no line now, has the level 0, as long as a subscription
+-- is in force. A subject's subscription that knows no period has that of the customer's others.
 -- {explicit} stands in for what the table says of one subject. {payers} is as for rows.
 WITH RECURSIVE page AS MATERIALIZED (
     SELECT row_number() OVER () AS n, counted.*, %(at)s::timestamptz AS occurred_at
@@ -60,20 +61,27 @@ last_level AS MATERIALIZED (
         ORDER BY event.sent_timestamp DESC LIMIT 1
     ) AS event
 ),
-gone AS MATERIALIZED (
-    SELECT customer, %(at)s::timestamptz AS occurred_at FROM last_level
-    WHERE value <> 0 AND customer NOT IN (SELECT customer FROM level) AND NOT %(is_explicit)s
-      -- Not who may have the level that cannot be told apart.
-      AND NOT EXISTS (
-          SELECT FROM payer JOIN chosen USING (n) WHERE chosen.ambiguous AND payer.customer = last_level.customer)
+candidate AS MATERIALIZED (
+    -- Not among them who may have the level that cannot be told apart.
+    SELECT customer, %(at)s::timestamptz AS occurred_at
+    FROM (SELECT customer FROM level
+          UNION SELECT customer FROM last_level WHERE value <> 0 AND NOT %(is_explicit)s) AS one
+    WHERE NOT EXISTS (
+        SELECT FROM payer JOIN chosen USING (n) WHERE chosen.ambiguous AND payer.customer = one.customer)
 ),
-gone_payer AS (
-    {customers}
+period AS (
+    SELECT customer, max(period_start) AS period_start, max(period_end) AS period_end
+    FROM ({customers}) AS subscription
+    GROUP BY customer
 ),
 due AS (
-    SELECT customer, value, subject, period_start, period_end FROM level
+    SELECT level.customer, level.value, level.subject,
+           coalesce(level.period_start, period.period_start) AS period_start,
+           coalesce(level.period_end, period.period_end) AS period_end
+    FROM level LEFT JOIN period USING (customer)
     UNION ALL
-    SELECT customer, 0, NULL, max(period_start), max(period_end) FROM gone_payer GROUP BY customer
+    SELECT customer, 0, NULL, period_start, period_end FROM period
+    WHERE customer NOT IN (SELECT customer FROM level)
 ),
 timed AS (
     SELECT due.customer, due.subject,
@@ -102,6 +110,13 @@ named AS (
 ),
 judged AS (
     SELECT named.*, known.value AS known_value, known.id IS NOT NULL AS is_known,
+           EXISTS (
+               SELECT FROM meterctl.meter_events AS event
+               WHERE event.event_name = %(event_name)s AND event.window_start IS NOT NULL
+                 AND event.customer = named.customer
+                 AND event.sent_timestamp >= %(gap_since)s::timestamptz
+                 AND event.sent_timestamp < %(gap_until)s::timestamptz
+                 AND event.state IN ('pending', 'sending', 'in_doubt', 'accepted')) AS is_no_gap,
            known.meter IS DISTINCT FROM %(meter)s AND known.event_name IS DISTINCT FROM %(event_name)s
                AND known.id IS NOT NULL AS is_taken,
            EXISTS (
@@ -123,7 +138,7 @@ SELECT customer, subject, value, period_end, sent_timestamp, identifier, known_v
        outcome
 FROM weighed CROSS JOIN LATERAL (
     SELECT CASE WHEN is_taken THEN 'refused'
-                WHEN is_known THEN 'known'
+                WHEN is_known OR is_no_gap THEN 'known'
                 WHEN is_older AND NOT %(insisted)s THEN 'newer'
                 WHEN falls AND most_fall AND NOT %(accept_zeros)s AND NOT %(is_explicit)s THEN 'held'
                 ELSE 'pending' END AS outcome
@@ -169,14 +184,15 @@ GROUP BY outcome, code
 -- What reporting now would do, without writing; and what the ledger already holds for the meter.
 SELECT outcome, code, count(*) AS event_count, coalesce(sum(value), 0) AS units,
        count(DISTINCT customer) AS customer_count, min(sent_timestamp) AS oldest,
-       (array_agg(coalesce(subject, customer)))[1:5] AS sample_ids
+       (array_agg(coalesce(subject, customer)))[1:5] AS sample_ids,
+       count(*) FILTER (WHERE period_end < %(late_before)s::timestamptz) AS late_count
 FROM (
-    SELECT outcome, code, value, subject, customer, sent_timestamp FROM ({classify}) AS found
+    SELECT outcome, code, value, subject, customer, sent_timestamp, period_end FROM ({classify}) AS found
     UNION ALL
     SELECT CASE WHEN held_reason IS NOT NULL THEN 'held' ELSE 'pending' END, NULL, value, subject, customer,
-           sent_timestamp
-    FROM meterctl.meter_events
-    WHERE event_name = %(event_name)s AND state IN ('pending', 'sending', 'in_doubt')
+           sent_timestamp, period_end
+    FROM meterctl.meter_events AS e
+    WHERE event_name = %(event_name)s AND state IN ('pending', 'sending', 'in_doubt') AND {only}
 ) AS due
 GROUP BY outcome, code
 ORDER BY outcome, code

@@ -17,13 +17,21 @@ VALUES (%(account)s, %(livemode)s, %(now)s, %(system_identifier)s, %(timeline)s,
 ON CONFLICT DO NOTHING
 
 -- name: mark
--- A ledger of before there were marks takes those of where it is.
+-- A mark that the ledger has not yet, for it is older than that or could not read it, is taken where the others agree.
 UPDATE meterctl.identity
-SET system_identifier = %(system_identifier)s, timeline = %(timeline)s, database_oid = %(database_oid)s
-WHERE system_identifier IS NULL AND timeline IS NULL AND database_oid IS NULL
+SET system_identifier = coalesce(system_identifier, %(system_identifier)s),
+    timeline = coalesce(timeline, %(timeline)s),
+    database_oid = coalesce(database_oid, %(database_oid)s)
+WHERE (system_identifier IS NULL AND %(system_identifier)s::text IS NOT NULL
+       OR timeline IS NULL AND %(timeline)s::text IS NOT NULL
+       OR database_oid IS NULL AND %(database_oid)s::text IS NOT NULL)
+  AND coalesce(system_identifier = %(system_identifier)s, true)
+  AND coalesce(timeline = %(timeline)s, true)
+  AND coalesce(database_oid = %(database_oid)s, true)
 
 -- name: begin_recovery
-UPDATE meterctl.identity SET recover_since = %(since)s
+-- One that died has done part of it: the earlier instant stands.
+UPDATE meterctl.identity SET recover_since = least(recover_since, %(since)s)
 
 -- name: end_recovery
 UPDATE meterctl.identity
@@ -50,7 +58,8 @@ SET state = 'in_doubt', ever_in_doubt = true, held_reason = NULL,
                        ELSE least(doubt_since, %(doubt_since)s) END,
     claimed_from = NULL, claimed_at = NULL, attempt_count = attempt_count + 1000, answers_heard = answers_heard + 1000,
     error_code = NULL, error_message = NULL
-WHERE state IN ('pending', 'sending', 'in_doubt') OR state = 'expired' AND collected_at >= %(begun_at)s
+WHERE state IN ('pending', 'sending', 'in_doubt')
+   OR state = 'expired' AND collected_at >= (SELECT recover_since FROM meterctl.identity)
 
 -- name: break_series
 -- Totals that were read before the loss say nothing of what was sent in it.
@@ -61,6 +70,13 @@ UPDATE meterctl.meter_events
 SET state = 'waived', closed_reason = %(reason)s, doubt_since = NULL, held_reason = NULL, claimed_from = NULL,
     claimed_at = NULL
 WHERE state IN ('pending', 'sending', 'in_doubt')
+
+-- name: unprove
+-- What was found equal was found on the books of the original's account.
+UPDATE meterctl.reconciliations SET latest = false WHERE latest
+
+-- name: may_forget
+SELECT has_table_privilege('meterctl.identity', 'DELETE')
 
 -- name: forget
 DELETE FROM meterctl.identity

@@ -163,13 +163,13 @@ NOT EXISTS (
 -- name: supersede
 UPDATE meterctl.meter_events AS e
 SET state = 'superseded', doubt_since = NULL, held_reason = NULL
-WHERE e.event_name = %(event_name)s AND e.state IN ('pending', 'in_doubt') AND NOT {may_be_sent}
+WHERE e.event_name = %(event_name)s AND e.state IN ('pending', 'in_doubt') AND {only} AND NOT {may_be_sent}
 
 -- name: hold_too_old
 -- A doubt about a level is settled by sending it again; when that is over, a person must say.
-UPDATE meterctl.meter_events SET held_reason = 'too_old'
+UPDATE meterctl.meter_events AS e SET held_reason = 'too_old'
 WHERE event_name = %(event_name)s AND state = 'in_doubt' AND held_reason IS NULL
-  AND sent_timestamp < %(expired_before)s
+  AND sent_timestamp < %(expired_before)s AND {only}
 
 -- name: take_over
 -- The run that holds the meter's lock comes back for what dead runs left: their attempts' fate is unknown. Locked: one
@@ -186,8 +186,8 @@ WHERE state = 'sending' AND id IN (
 UPDATE meterctl.meter_events
 SET state = 'expired', error_code = 'expired', error_message = 'older than 35 days before it could be sent'
 WHERE state = 'pending' AND id IN (
-    SELECT id FROM meterctl.meter_events
-    WHERE event_name = %(event_name)s AND state = 'pending' AND sent_timestamp < %(expired_before)s
+    SELECT id FROM meterctl.meter_events AS e
+    WHERE event_name = %(event_name)s AND state = 'pending' AND sent_timestamp < %(expired_before)s AND {only}
     FOR UPDATE SKIP LOCKED)
 RETURNING coalesce(source_row_id, identifier) AS sample_id
 
@@ -205,6 +205,13 @@ FROM (
     FROM meterctl.meter_events AS e
     WHERE event_name = %(event_name)s AND state IN ('pending', 'in_doubt') AND {only}
 ) AS open
+
+-- name: span_counts
+-- Of a span's events, how many Stripe has, and how many became too old for it. What is accepted was accepted since.
+SELECT count(*) FILTER (WHERE e.state = 'accepted') AS reported, count(*) FILTER (WHERE e.state = 'expired') AS expired
+FROM meterctl.meter_events AS e
+WHERE e.event_name = %(event_name)s AND {only}
+  AND (e.state = 'expired' OR e.state = 'accepted' AND e.accepted_at >= %(span_since)s)
 
 -- name: untold
 -- What runs found that did not live to say so: of this meter, whatever it and its event_name were called then.

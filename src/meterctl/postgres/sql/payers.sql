@@ -1,6 +1,6 @@
 -- name: payer
 -- One lookup's answer for the lines of `page` (n, occurred_at, payer_0, payer_1, ...): the subscriptions that were in
--- force when the usage happened.
+-- force when the usage happened. A period's end that lies before the usage is a former period's: the end is unknown then.
 SELECT page.n, {lookup} AS lookup, {started} AS started,
        rank() OVER (PARTITION BY page.n ORDER BY {tiebreak}) AS tiebreak,
        page.{payer}::text AS subject,
@@ -12,9 +12,9 @@ JOIN {table} AS s ON {subject} = page.{payer}
 WHERE {in_force}
 
 -- name: payer_of_customer
--- The subscriptions in force of the customers of `gone` (customer, occurred_at), asked the other way round.
+-- The subscriptions in force of the customers of `candidate` (customer, occurred_at), asked the other way round.
 SELECT page.customer, {period_start} AS period_start, {period_end} AS period_end
-FROM gone AS page
+FROM candidate AS page
 JOIN {table} AS s ON nullif(btrim(s.{customer}::text), '') = page.customer
 WHERE {in_force}
 

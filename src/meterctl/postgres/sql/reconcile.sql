@@ -1,11 +1,12 @@
 -- name: customers
 -- Customers with any event in the range, or those that were named, who may have none: somebody else may have reported
--- for them.
+-- for them. In a ledger that was adopted, another account's events are on that one's books.
 SELECT %(event_name)s AS event_name, known.customer, proof.proven_until
 FROM (
     SELECT DISTINCT customer FROM meterctl.meter_events
     WHERE event_name = %(event_name)s AND sent_timestamp >= %(start)s AND sent_timestamp < %(end)s
       AND customer IS NOT NULL AND %(only)s::text[] = '{}'
+      AND (account, livemode) = (SELECT account, livemode FROM meterctl.identity)
     UNION ALL
     SELECT unnest(%(only)s::text[])
 ) AS known
@@ -34,6 +35,7 @@ FROM (
     FROM meterctl.meter_events
     WHERE event_name = %(event_name)s AND customer = ANY (%(customers)s)
       AND sent_timestamp >= %(start)s AND sent_timestamp < %(end)s
+      AND (account, livemode) = (SELECT account, livemode FROM meterctl.identity)
 ) AS event
 WHERE kind IS NOT NULL
 GROUP BY 1, 2, 3, 4

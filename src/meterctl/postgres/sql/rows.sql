@@ -3,14 +3,18 @@
 -- expired or skipped (no subscription at that instant). Rows that have an event already come with its id and state.
 -- `page` is limited before anything is joined, or the planner would sort the whole remainder for every page.
 -- {payers} is a UNION of one SELECT per lookup, in order: (n, lookup, started, tiebreak, customer, period bounds).
+-- {zone} makes an instant of a value of `occurred_at` whose type lacks the zone. Rows are paged by the column's own values
+-- (`page_key`), as the index has them: they alone are in its order where clocks are set forward.
 WITH page AS MATERIALIZED (
-    SELECT row_number() OVER (ORDER BY limited.occurred_at, limited.id) AS n, limited.*
+    SELECT row_number() OVER (ORDER BY limited.page_key, limited.id) AS n, limited.*
     FROM (
         SELECT u.{id} AS id,
                u.{id}::text AS row_id,
-               u.{occurred_at} AS occurred_at,
+               u.{occurred_at} AS page_key,
+               u.{occurred_at}{zone} AS occurred_at,
                {quantity} AS quantity,
                {identifier} AS identifier_text,
+               {payload} AS own_payload,
                {payer_columns}
         FROM {table} AS u
         WHERE {page_filter}
@@ -43,14 +47,14 @@ known AS (
     ) AS event
 ),
 prepared AS (
-    SELECT page.n, page.id, page.row_id, page.occurred_at, page.quantity,
+    SELECT page.n, page.id, page.row_id, page.page_key, page.occurred_at, page.quantity, page.own_payload,
            trim_scale(page.quantity) AS value,
            CASE WHEN length(page.identifier_text) <= %(identifier_length_max)s THEN page.identifier_text
                 ELSE left(page.identifier_text, %(hashed_prefix_length)s) || '-'
                      || encode(sha256(convert_to(page.identifier_text, 'UTF8')), 'hex') END AS identifier,
            chosen.n IS NULL AS unsubscribed, chosen.subject, chosen.customer, chosen.ambiguous,
            CASE WHEN page.occurred_at < chosen.period_start THEN chosen.period_start
-                ELSE chosen.period_end END AS period_end,
+                WHEN page.occurred_at < chosen.period_end THEN chosen.period_end END AS period_end,
            known.event_id, known.event_state, known.is_another_row
     FROM page
     LEFT JOIN chosen USING (n)
@@ -73,6 +77,9 @@ judged AS (
                WHEN length(ltrim(replace(abs(value)::text, '.', ''), '0')) > %(digits_max)s
                    THEN 'local:value_too_many_digits'
                WHEN scale(value) > %(places_max)s THEN 'local:value_too_many_places'
+               WHEN own_payload <> '{{}}'
+                    AND EXISTS (SELECT FROM jsonb_each_text(own_payload) AS pair WHERE length(pair.value) > 100)
+                   THEN 'local:payload_too_long'
                WHEN identifier_taken THEN 'local:identifier_collision'
            END AS code
     FROM (
@@ -86,13 +93,13 @@ judged AS (
         FROM prepared
     ) AS prepared
 )
-SELECT judged.n, judged.row_id, judged.occurred_at, judged.subject, judged.customer, judged.period_end,
+SELECT judged.n, judged.row_id, judged.page_key, judged.occurred_at, judged.subject, judged.customer, judged.period_end,
        judged.event_id, judged.event_state, judged.is_another_row, judged.code,
        CASE WHEN identifier_taken THEN NULL ELSE identifier END AS identifier,
        CASE WHEN value IN ('NaN', 'Infinity', '-Infinity') THEN NULL ELSE value END AS value,
        CASE WHEN value IN ('NaN', 'Infinity', '-Infinity') THEN NULL ELSE quantity END AS quantity,
        date_trunc('second', occurred_at) AS sent_timestamp,
-       CASE WHEN judged.code IS NULL THEN jsonb_build_object(
+       CASE WHEN judged.code IS NULL THEN own_payload || jsonb_build_object(
            %(customer_payload_key)s::text, customer, %(value_payload_key)s::text, value::text) END AS payload,
        'row ' || row_id || ' of ' || %(table_name)s || ' ' || problem.sentence AS message,
        CASE
@@ -135,7 +142,7 @@ inserted AS (
 ),
 page AS (
     SELECT (SELECT count(*) FROM whole) AS row_count, count(*) < (SELECT count(*) FROM whole) AS is_cut,
-           (array_agg(occurred_at ORDER BY n DESC))[1] AS last_occurred_at,
+           (array_agg(page_key ORDER BY n DESC))[1] AS last_key,
            (array_agg(row_id ORDER BY n DESC))[1] AS last_id,
            array_agg(row_id) FILTER (WHERE event_state = 'accepted' AND NOT is_another_row) AS unstamped_ids
     FROM classified
@@ -160,30 +167,57 @@ WITH classified AS MATERIALIZED (
     {classify}
 )
 SELECT outcome, code, count(*) AS event_count, sum(quantity) AS units, count(DISTINCT customer) AS customer_count,
-       min(occurred_at) AS oldest, (array_agg(row_id))[1:5] AS sample_ids
+       min(occurred_at) AS oldest, (array_agg(row_id))[1:5] AS sample_ids,
+       count(*) FILTER (WHERE period_end < %(late_before)s::timestamptz) AS late_count
 FROM (
-    SELECT outcome, code, quantity, customer, occurred_at, row_id FROM classified WHERE event_id IS NULL
+    SELECT outcome, code, quantity, customer, occurred_at, row_id, period_end FROM classified WHERE event_id IS NULL
     UNION ALL
-    SELECT 'conflict', 'row_reused', quantity, customer, occurred_at, row_id FROM classified WHERE is_another_row
+    SELECT 'conflict', 'row_reused', quantity, customer, occurred_at, row_id, NULL FROM classified WHERE is_another_row
     UNION ALL
     SELECT CASE WHEN held_reason IS NOT NULL OR doubt_since <= %(doubt_horizon)s THEN 'held'
                 WHEN state = 'pending' AND sent_timestamp < %(expired_before)s THEN 'expired'
                 ELSE 'pending' END,
-           NULL, quantity, customer, occurred_at, coalesce(source_row_id, identifier)
-    FROM meterctl.meter_events
+           NULL, quantity, customer, occurred_at, coalesce(source_row_id, identifier), period_end
+    FROM meterctl.meter_events AS e
     WHERE event_name = %(event_name)s AND state IN ('pending', 'sending', 'in_doubt') AND {ledger_filter}
 ) AS due
 GROUP BY outcome, code
 ORDER BY outcome, code
 
+-- name: span_counts
+-- Of all rows of a span, whoever stamped them: how many Stripe has, and how many became too old for it.
+SELECT count(*) FILTER (WHERE is_stamped OR state = 'accepted') AS reported,
+       count(*) FILTER (WHERE NOT is_stamped AND state = 'expired') AS expired
+FROM (
+    SELECT u.{reported_at} IS NOT NULL AS is_stamped, event.state
+    FROM {table} AS u LEFT JOIN LATERAL (
+        SELECT event.state FROM meterctl.meter_events AS event
+        WHERE u.{reported_at} IS NULL AND event.source_row_id = u.{id}::text AND event.meter = %(meter)s
+          AND event.state IN ('accepted', 'expired')
+        LIMIT 1
+    ) AS event ON true
+    WHERE {page_filter}
+) AS row
+
+-- name: uncollected
+-- What the rows of a window are that have no event, without those that nobody pays for.
+SELECT outcome, NULL AS code, count(*) AS event_count, sum(quantity) AS units, min(occurred_at) AS oldest,
+       (array_agg(row_id))[1:5] AS sample_ids
+FROM (
+    {classify}
+) AS classified
+WHERE event_id IS NULL AND outcome <> 'skipped'
+GROUP BY outcome
+ORDER BY outcome
+
 -- name: count_uncollected
 -- Unreported rows behind a key that have no event: what a limit or a deadline left.
-SELECT count(*), min(u.{occurred_at}) AS oldest FROM {table} AS u
+SELECT count(*), min(u.{occurred_at}{zone}) AS oldest FROM {table} AS u
 WHERE {page_filter} AND NOT EXISTS (
     SELECT FROM meterctl.meter_events AS event
     WHERE event.source_row_id = u.{id}::text AND event.state <> 'replaced'
       AND (event.meter = %(meter)s
-           OR event.occurred_at = u.{occurred_at} AND (event.event_name = %(event_name)s OR {left_behind})))
+           OR event.occurred_at = u.{occurred_at}{zone} AND (event.event_name = %(event_name)s OR {left_behind})))
 
 -- name: left_behind
 -- An open event of a meter that is not configured. Where the configured meters are not named, there is none.
@@ -191,25 +225,35 @@ WHERE {page_filter} AND NOT EXISTS (
  AND event.state IN ('pending', 'sending', 'in_doubt'))
 
 -- name: not_to_report
--- Of the rows asked for, those that no run would look at: unknown, too old or to be, or excluded by the meter's `where`.
-SELECT asked.id FROM unnest(%(row_ids)s) AS asked (id)
+-- Of the rows asked for, those that no run would look at: unknown, too old or to be, or excluded by the meter's `since`
+-- or `where`.
+SELECT asked.id FROM unnest(%(row_ids)s::text[]) AS asked (id)
 WHERE asked.id <> ALL (
     SELECT u.{id}::text FROM {table} AS u
     WHERE u.{id}::text = ANY (%(row_ids)s)
       AND (u.{reported_at} IS NOT NULL OR u.{occurred_at} IS NULL OR ({page_filter})))
 ORDER BY asked.id
 
+-- name: unstamp
+-- Take off the stamps that these accepted events brought, and no older one: with the acceptance in doubt, a row that kept
+-- its stamp could not be read anew by `ledger retry`, and its event would be forgotten without it by `db forget-test`.
+UPDATE {table} AS u SET {reported_at} = NULL
+FROM meterctl.meter_events AS event
+WHERE event.id = ANY (%(event_ids)s) AND event.state = 'accepted'
+  AND u.{id} = event.source_row_id::{id_type} AND u.{occurred_at} = event.occurred_at
+  AND u.{reported_at} >= event.accepted_at - interval '1 second'
+
 -- name: stamp
 -- Locked rows are left for a later transaction: the ledger decides, the stamp is only its cache. Only the very row that
 -- was billed is stamped, not another that came to have its id.
-UPDATE {table} AS u SET {reported_at} = %(now)s
+UPDATE {table} AS u SET {reported_at} = %(now)s{stamp_zone}
 FROM (
     SELECT t.{id} AS id, t.{occurred_at} AS occurred_at FROM {table} AS t
     WHERE t.{id} = ANY (%(row_ids)s::text[]::{id_type}[]) AND t.{reported_at} IS NULL
       AND EXISTS (
           SELECT FROM meterctl.meter_events AS event
           WHERE event.source_row_id = t.{id}::text AND event.state = 'accepted'
-            AND event.occurred_at = t.{occurred_at}
+            AND event.occurred_at = t.{occurred_at}{zone}
             AND (event.meter = %(meter)s OR event.event_name = %(event_name)s))
     ORDER BY t.{id}
     FOR NO KEY UPDATE OF t SKIP LOCKED

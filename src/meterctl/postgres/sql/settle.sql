@@ -108,8 +108,7 @@ WHERE event_name = %(event_name)s AND customer = %(customer)s AND state = 'accep
 ORDER BY id
 
 -- name: doubt
--- In doubt since ever: only totals settle it, and no report sends it again on account of its age. The row keeps its
--- stamp: the ledger decides, the stamp is its cache.
+-- In doubt since ever: only totals settle it, and no report sends it again on account of its age.
 UPDATE meterctl.meter_events
 SET state = 'in_doubt', ever_in_doubt = true, doubt_since = 'epoch', accepted_at = NULL, settled_by = NULL,
     late = false, closed_reason = %(reason)s

@@ -28,17 +28,18 @@ WHERE late AND accepted_at >= %(since)s
 GROUP BY event_name
 
 -- name: proven
--- Up to where all that is accepted has been compared with Stripe's totals and found equal: the first event that no
--- comparison has seen, or the first difference of a customer. A meter that was never compared is left out.
+-- Up to where all has been accepted, compared with Stripe's totals and found equal: the first event that is open or that
+-- no comparison has seen, or the first difference of a customer. A meter that was never compared is left out.
 SELECT event.event_name,
        least(min(proof.proven_until),
              date_trunc('minute', min(event.sent_timestamp) FILTER (
-                 WHERE proof.id IS NULL OR event.accepted_at >= proof.proven_at
+                 WHERE event.state <> 'accepted' OR proof.id IS NULL OR event.accepted_at >= proof.proven_at
                        OR event.sent_timestamp < proof.proven_from))) AS proven_up_to
 FROM meterctl.meter_events AS event
 LEFT JOIN meterctl.reconciliations AS proof
     ON proof.latest AND proof.event_name = event.event_name AND proof.customer = event.customer
-WHERE event.state = 'accepted' AND event.sent_timestamp >= %(since)s
+WHERE event.state IN ('accepted', 'pending', 'sending', 'in_doubt') AND event.sent_timestamp >= %(since)s
+  AND (event.account, event.livemode) = (SELECT account, livemode FROM meterctl.identity)
 GROUP BY event.event_name
 HAVING count(proof.id) > 0
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TypeVar
 
-from meterctl.sandbox.local_stripe import resources
+from meterctl.sandbox.local_stripe import prices, resources
 from meterctl.sandbox.local_stripe.clock import SandboxClock
 from meterctl.sandbox.local_stripe.engine import Engine
 from meterctl.sandbox.local_stripe.errors import Refusal
@@ -18,6 +18,7 @@ from meterctl.sandbox.local_stripe.model import (
     Json,
     LoggedRequest,
     Meter,
+    Price,
     StoredEvent,
     Window,
 )
@@ -103,6 +104,25 @@ class Console:
     def deactivate_meter(self, meter_id: str, *, livemode: bool = False) -> Meter:
         """Make a meter refuse events; raise ValueError where it does or is not there."""
         return self._with_books(livemode, lambda books, context: resources.deactivate_meter(books, meter_id, context))
+
+    def create_price(
+        self, meter_id: str, *, unit_amount: str = "1", active: bool = True, livemode: bool = False
+    ) -> Price:
+        """Link a monthly metered price to a meter; raise ValueError where the meter is inactive or not there."""
+        return self._with_books(
+            livemode,
+            lambda books, context: prices.create_price(
+                books,
+                {
+                    "active": str(active).lower(),
+                    "currency": "usd",
+                    "product_data": {"name": "Usage"},
+                    "recurring": {"interval": "month", "meter": meter_id, "usage_type": "metered"},
+                    "unit_amount_decimal": unit_amount,
+                },
+                context,
+            ),
+        )
 
     def customers(self, *, livemode: bool = False) -> list[Customer]:
         """Return all customers."""

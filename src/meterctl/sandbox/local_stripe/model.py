@@ -90,6 +90,60 @@ class Meter:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Price:
+    """A price; `interval` None is a one-time one. `unit_amount` is in the currency's smallest unit."""
+
+    id: str
+    active: bool
+    currency: str
+    product: str
+    unit_amount: Decimal
+    interval: str | None
+    interval_count: int
+    usage_type: str
+    meter_id: str | None
+    livemode: bool
+    created: int
+    nickname: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def document(self) -> Json:
+        """Return the API's price object (OpenAPI `price`)."""
+        whole = self.unit_amount == self.unit_amount.to_integral_value()
+        return {
+            "id": self.id,
+            "object": "price",
+            "active": self.active,
+            "billing_scheme": "per_unit",
+            "created": self.created,
+            "currency": self.currency,
+            "custom_unit_amount": None,
+            "livemode": self.livemode,
+            "lookup_key": None,
+            "metadata": dict(self.metadata),
+            "nickname": self.nickname,
+            "product": self.product,
+            "recurring": self._recurring(),
+            "tax_behavior": "unspecified",
+            "tiers_mode": None,
+            "transform_quantity": None,
+            "type": "one_time" if self.interval is None else "recurring",
+            "unit_amount": int(self.unit_amount) if whole else None,
+            "unit_amount_decimal": f"{self.unit_amount:f}",
+        }
+
+    def _recurring(self) -> Json | None:
+        if self.interval is None:
+            return None
+        return {
+            "interval": self.interval,
+            "interval_count": self.interval_count,
+            "meter": self.meter_id,
+            "usage_type": self.usage_type,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StoredEvent:
     """A meter event that was answered with 200.
 

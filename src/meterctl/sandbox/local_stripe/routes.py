@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from meterctl.sandbox.local_stripe import resources, rules, summaries
+from meterctl.sandbox.local_stripe import prices, resources, rules, summaries
 from meterctl.sandbox.local_stripe.faults import METER_EVENTS
 from meterctl.sandbox.local_stripe.forms import Params, Shape
 from meterctl.sandbox.local_stripe.model import Json
@@ -79,6 +79,20 @@ OPERATIONS = (
         path="/v1/billing/meters/{id}/reactivate",
         shape=resources.RETRIEVE_SHAPE,
         run=lambda books, meter_id, _params, context: resources.reactivate_meter(books, meter_id, context).document(),
+    ),
+    Operation(
+        name="prices.create",
+        method="POST",
+        path="/v1/prices",
+        shape=prices.PRICE_SHAPE,
+        run=lambda books, _id, params, context: prices.create_price(books, params, context).document(),
+    ),
+    Operation(
+        name="prices.list",
+        method="GET",
+        path="/v1/prices",
+        shape=prices.PRICE_LIST_SHAPE,
+        run=lambda books, _id, params, _context: prices.list_prices(books, params),
     ),
     Operation(
         name="event_summaries.list",

@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from meterctl.sandbox.local_stripe.idempotency import IdempotencyKeys
-from meterctl.sandbox.local_stripe.model import WINDOW_S, AsyncRejection, Customer, Formula, Meter, StoredEvent
+from meterctl.sandbox.local_stripe.model import WINDOW_S, AsyncRejection, Customer, Formula, Meter, Price, StoredEvent
 
 
 class Books:
@@ -19,6 +19,7 @@ class Books:
         self.meters: dict[str, Meter] = {}
         self.active_meters: dict[str, str] = {}
         """event_name → id of the active meter."""
+        self.prices: dict[str, Price] = {}
         self.events: list[StoredEvent] = []
         """In order of arrival."""
         self._identifiers: dict[str, datetime] = {}

@@ -1,6 +1,6 @@
 -- A small company's month, relative to now: who pays, and what was used. One of everything the job must handle.
 
-INSERT INTO organizations (id, name) VALUES ('acme', 'Acme'), ('globex', 'Globex');
+INSERT INTO organizations (id, name) VALUES ('acme', 'Acme'), ('globex', 'Globex'), ('hooli', 'Hooli');
 
 INSERT INTO subscriptions (user_id, organization_id, stripe_customer_id, status, started_at, ended_at,
                            current_period_start, current_period_end)
@@ -41,3 +41,12 @@ UNION ALL
 SELECT 'home', 'ghost', 4, now() - interval '2 hours'
 UNION ALL
 SELECT 'home', 'bob', numeric 'NaN', now() - interval '2 hours';
+
+-- Sensors of two organisations that pay and one that does not, and what the application recorded of their readings.
+INSERT INTO sensors (id, organization_id, is_active)
+SELECT o || '-' || n, o, n > 1
+FROM (VALUES ('acme', 5), ('globex', 3), ('hooli', 2)) AS organization (o, count) CROSS JOIN generate_series(1, count) AS n;
+
+SELECT count(meterctl.record_usage('temperature_readings', o, per_hour, now() - n * interval '1 hour'))
+FROM (VALUES ('acme', 240), ('globex', 120), ('hooli', 60)) AS organization (o, per_hour)
+CROSS JOIN generate_series(2, 13) AS n;
