@@ -115,3 +115,13 @@ def test_all_meters_are_reported_at_once(devices: Shell) -> None:
     done = devices.run("report", "--json")
     assert (done.code, done.document["totals"]["reported"]) == (0, 2)
     assert devices.stripe.totals() == {(COUNTER, "cus_acme"): 5, (GAUGE, "cus_acme"): 3}
+
+
+def test_usage_that_cannot_be_sent_is_open_in_the_summary_until_it_can(devices: Shell) -> None:
+    assert devices.run("db", "adopt", "--yes").code == 0
+    devices.sql("SELECT meterctl.record_usage('temperature_readings', 'acme', 0.5, now() - interval '3 hours')")
+    told = devices.run("summary", "--json")
+    assert (told.code, [one["code"] for one in told.document["problems"]]) == (10, ["local:value_fractional"])
+    assert "the next report takes it" in told.document["problems"][0]["hint"]
+    devices.sql("SELECT meterctl.record_usage('temperature_readings', 'acme', 0.5, now() - interval '3 hours')")
+    assert devices.run("summary").code == 0

@@ -14,10 +14,9 @@ from meterctl.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterctl.core.model import Problem
     from meterctl.ports import Backlog
     from meterctl.postgres.connect import Connection
-    from meterctl.postgres.summary import LedgerProblem, MeterFigures, Run
+    from meterctl.postgres.summary import MeterFigures, Run
     from meterctl.settings import Settings
 
 SUMMARY_SCHEMA, RUNS_SCHEMA = "meterctl.summary/1", "meterctl.runs/1"
@@ -64,15 +63,16 @@ def summary(
 def _document(
     connection: "Connection", settings: "Settings", wanted: tuple[str, ...], age_max: timedelta | None
 ) -> dict[str, Any]:
+    from meterctl.cli.summary_problems import open_problems
     from meterctl.clock import SystemHostClock
     from meterctl.postgres.clock import PostgresClock
-    from meterctl.postgres.summary import last_good_run, latest_runs, ledger_owner, ledger_problems, meter_figures
+    from meterctl.postgres.summary import last_good_run, latest_runs, ledger_owner, meter_figures
     from meterctl.render.values import iso, jsonable
 
     now = PostgresClock(connection, SystemHostClock()).now()
     only = _names(settings, wanted)
     figures = _chosen(meter_figures(connection, now, _unreported(connection, settings, now, only)), settings, only)
-    problems = _problems(ledger_problems(connection, now), figures, settings) + _unknown(connection, settings, only)
+    problems = open_problems(connection, settings, now, figures, only)
     good = last_good_run(connection)
     too_old = age_max is not None and (good is None or now - good > age_max)
     owner, last = ledger_owner(connection), latest_runs(connection, 1)
@@ -126,46 +126,6 @@ def _unreported(
     sources, window = Sources(connection=connection, settings=settings), row_window(now, recent=None)
     found = {meters[key].event_name: sources.of(key).backlog(window) for key in keys}
     return {name: backlog for name, backlog in found.items() if backlog is not None}
-
-
-def _problems(
-    found: "Sequence[LedgerProblem]", figures: "Sequence[MeterFigures]", settings: "Settings"
-) -> "list[tuple[str, Problem]]":
-    from meterctl.actions.tally import hint_for, late_hint
-    from meterctl.core.model import Problem
-
-    shown = {figure.event_name for figure in figures}
-    problems = [(one.event_name, one.problem) for one in found if one.event_name in shown]
-    for _, problem in problems:
-        problem.hint = hint_for(problem.code)
-    configured = {meter.event_name for meter in settings.enabled_meters.values()}
-    for figure in figures:
-        if figure.late:
-            hint = late_hint(figure.late_units)
-            problems.append((figure.event_name, Problem(code="late", count=figure.late, hint=hint)))
-        still_open = figure.pending + figure.sending + figure.in_doubt
-        if still_open and figure.event_name not in configured:
-            hint = hint_for("unknown_meter")
-            problems.append((figure.event_name, Problem(code="unknown_meter", count=still_open, hint=hint)))
-    return problems
-
-
-def _unknown(connection: "Connection", settings: "Settings", only: "Sequence[str]") -> "list[tuple[str, Problem]]":
-    """Return the usage recorded for meters that nobody configured."""
-    from meterctl.actions.tally import hint_for
-    from meterctl.core.model import Problem
-    from meterctl.postgres.counter import unknown_usage
-
-    counters = [key for key, meter in settings.enabled_meters.items() if meter.source == "counter"]
-    hint = hint_for("unknown_meter")
-    return [
-        (
-            one.event_name,
-            Problem(code="unknown_meter", count=one.event_count, sample_ids=list(one.sample_ids), hint=hint),
-        )
-        for one in unknown_usage(connection, counters)
-        if not only
-    ]
 
 
 def run_dict(run: "Run") -> dict[str, Any]:
