@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from meterctl.core.scope import UsageSpan
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +21,7 @@ class LevelRequest:
 
     at: datetime | None = None
     subject: str | None = None
-    level: Decimal | None = None
+    level: "Decimal | None" = None
     insisted: bool = False
     accept_zeros: bool = False
     gap: UsageSpan | None = None

@@ -1,6 +1,6 @@
 """Volumes of one meter: what applications counted becomes one ledger event for each subject and hour."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -14,6 +14,7 @@ from meterctl.core.model import PAST_LIMIT
 from meterctl.ports import Backlog, KindCount, Page, PageKey, RowWindow, SpanCounts, Undeliverable
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.counting import uncounted
+from meterctl.postgres.fragments import event_identifier, period_end
 from meterctl.postgres.payers_sql import PayersSql
 from meterctl.postgres.queries import query
 from meterctl.postgres.rereading import reread_windows
@@ -24,7 +25,6 @@ from meterctl.postgres.usage_queries import (
     events_of_span,
     fetch_usage,
     kind_count,
-    merged,
     meter_parameters,
 )
 from meterctl.settings.meters import CounterMeter
@@ -77,7 +77,7 @@ class PostgresCounter:
             return Page(next_key=None, unstamped_row_ids=(), kinds=self._uncounted(window))
         text = sql.SQL(query("counter", "collect")).format(classify=self._classify(lock="FOR UPDATE SKIP LOCKED"))
         with transaction(self._connection):
-            rows = self._fetch(text, self._parameters(window, hour, now) | {"room": room})
+            rows = self._fetch(text, self._parameters(window, now, hour, hour + HOUR) | {"room": room})
         kinds = tuple(kind_count(row) for row in rows)
         is_cut = room is not None and sum(kind.event_count for kind in kinds if kind.outcome == "pending") == room
         key = PageKey(occurred_at=hour if is_cut else hour + HOUR, row_id=None)
@@ -89,12 +89,12 @@ class PostgresCounter:
         """Return what collecting and delivering everything would do, in a transaction PostgreSQL holds READ ONLY."""
         if window.row_ids:
             return []
+        text = sql.SQL(query("counter", "preview")).format(classify=self._classify(), only=in_scope(window.scope))
         horizons = {"doubt_horizon": doubt_horizon, "late_before": late_before}
-        parameters = self._parameters(window, window.now, window.now) | scope_parameters(window.scope) | horizons
-        text = sql.SQL(query("counter", "due_in_ledger")).format(only=in_scope(window.scope))
+        parameters = self._parameters(window, window.now) | scope_parameters(window.scope) | horizons
         with transaction(self._connection, read_only=True):
-            known = self._fetch(text, parameters)
-        return [*merged([*known, *self._preview(window, None, late_before)]), *self._uncounted(window)]
+            kinds = [kind_count(row) for row in self._fetch(text, parameters)]
+        return [*kinds, *self._uncounted(window)]
 
     def _uncounted(self, window: RowWindow) -> tuple[KindCount, ...]:
         """Return where rows of the meter's table are inserted that no trigger counts: that usage is lost."""
@@ -109,16 +109,6 @@ class PostgresCounter:
         )
         return (kind,)
 
-    def _preview(
-        self, window: RowWindow, after: PageKey | None, late_before: datetime | None = None
-    ) -> Iterator[dict[str, Any]]:
-        text = sql.SQL(query("counter", "preview")).format(classify=self._classify())
-        while (hour := self._next_hour(window, after)) is not None:
-            parameters = self._parameters(window, hour, window.now) | {"late_before": late_before}
-            with transaction(self._connection, read_only=True):
-                yield from self._fetch(text, parameters)
-            after = PageKey(occurred_at=hour + HOUR, row_id=None)
-
     def span_counts(self, window: RowWindow) -> SpanCounts:
         """Return how many events of the window's span are reported, and how many are, or would be, too old."""
         events = events_of_span(self._connection, self._meter.event_name, window.scope)
@@ -126,11 +116,17 @@ class PostgresCounter:
 
     def count_uncollected(self, window: RowWindow, after: PageKey | None) -> int:
         """Return how many events the hours from the key on would still give."""
-        return sum(line["event_count"] for line in self._preview(window, after) if line["outcome"] == "pending")
+        since = after.occurred_at if after else None
+        return sum(kind.event_count for kind in self._not_collected(window, since) if kind.outcome == "pending")
 
     def uncollected(self, window: RowWindow) -> list[KindCount]:
         """Return what the window's usage would become, that of free subjects aside."""
-        return [kind for kind in merged(self._preview(window, None)) if kind.outcome != "skipped"]
+        return self._not_collected(window, None)
+
+    def _not_collected(self, window: RowWindow, since: datetime | None) -> list[KindCount]:
+        text = sql.SQL(query("counter", "not_collected")).format(classify=self._classify())
+        with transaction(self._connection, read_only=True):
+            return [kind_count(row) for row in self._fetch(text, self._parameters(window, window.now, since))]
 
     def not_to_report(self, window: RowWindow) -> list[str]:
         """Return all rows asked for: counted usage has none."""
@@ -140,7 +136,7 @@ class PostgresCounter:
         """Return how much uncollected usage there is, and the oldest one's instant."""
         text = sql.SQL(query("counter", "backlog")).format()
         with transaction(self._connection, read_only=True):
-            return Backlog(**self._fetch(text, self._parameters(window, window.until, window.now))[0])
+            return Backlog(**self._fetch(text, self._parameters(window, window.now))[0])
 
     def reread(self, events: Sequence[Mapping[str, Any]], now: datetime) -> dict[int, dict[str, Any]]:
         """Return by event id what each rejected window would be now."""
@@ -148,14 +144,13 @@ class PostgresCounter:
 
     def explain(self, window: RowWindow) -> None:
         """Have PostgreSQL plan the statement without reading a row, within the caller's transaction."""
-        parameters = self._parameters(window, window.since, window.until)
+        parameters = self._parameters(window, window.now)
         self._connection.execute(sql.SQL("EXPLAIN ") + self._classify(), parameters)
 
     def tidy(self, now: datetime) -> int:
         """Drop what is done, or too old for any run, and keys that need not be known any more; return how many rows."""
         instants = {
             "meter": self._key,
-            "event_name": self._meter.event_name,
             "done_before": now - self._kept,
             "too_old": now - KEPT_UNBILLABLE,
             "known_since": now - KEYS_LIVE,
@@ -195,14 +190,21 @@ class PostgresCounter:
             lock=sql.SQL(lock),
             payers=self._payers.answers(as_text=True),
             chosen=sql.SQL(query("payers", "chosen")),
+            customer_problem=sql.SQL(query("event", "customer_problem")),
+            event_identifier=event_identifier("text"),
+            period_end=period_end(instant="page.occurred_at", subscription="chosen"),
         )
 
     def _fetch(self, text: sql.Composed, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         return fetch_usage(self._connection, text, parameters, key=self._key, table=OUTBOX)
 
-    def _parameters(self, window: RowWindow, hour: datetime, now: datetime) -> dict[str, Any]:
+    def _parameters(
+        self, window: RowWindow, now: datetime, hour_from: datetime | None = None, hour_until: datetime | None = None
+    ) -> dict[str, Any]:
+        """Return what the statements ask for; without hours, all of the window."""
         return meter_parameters(self._key, self._meter, self._owner) | {
-            "hour": hour,
+            "hour_from": hour_from or window.since,
+            "hour_until": hour_until or window.until + HOUR,
             "now": now,
             "since": window.since,
             "until": window.until,

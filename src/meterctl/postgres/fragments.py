@@ -1,10 +1,12 @@
-"""Pieces of SQL made of the configuration's words, for the statements of every source. All are quoted, and safe."""
+"""Pieces of SQL for the statements of every source. The configuration's words in them are quoted, and safe."""
 
 from collections.abc import Mapping
+from typing import LiteralString
 
 from psycopg import sql
 
 from meterctl.postgres.catalog import TableInfo
+from meterctl.postgres.queries import query
 
 LOCAL_TIME = "timestamp without time zone"
 """The type, as PostgreSQL writes it, whose values are instants only together with a time zone."""
@@ -31,6 +33,16 @@ def at_zone(table: TableInfo | None, column: str, time_zone: str | None) -> str:
     if time_zone is None or found is None or found.base_type != LOCAL_TIME:
         return ""
     return f" AT TIME ZONE {sql.Literal(time_zone).as_string(None)}"
+
+
+def event_identifier(text: LiteralString) -> sql.Composed:
+    """Given an expression for a template's text, return the one for the identifier."""
+    return sql.SQL(query("event", "identifier")).format(text=sql.SQL(text))
+
+
+def period_end(*, instant: LiteralString, subscription: LiteralString) -> sql.Composed:
+    """Return the end of the billing period that the instant lies in, by a subscription's own bounds."""
+    return sql.SQL(query("event", "period_end")).format(instant=sql.SQL(instant), subscription=sql.SQL(subscription))
 
 
 def payload_of_columns(payload: Mapping[str, str]) -> sql.Composable:

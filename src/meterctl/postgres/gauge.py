@@ -12,7 +12,7 @@ from meterctl.errors import ConfigurationError, InputError, UsageError
 from meterctl.ports import KindCount, Page, PageKey, RowWindow, SpanCounts
 from meterctl.postgres.catalog import TableInfo, table_info
 from meterctl.postgres.connect import transaction
-from meterctl.postgres.fragments import quoted, raw
+from meterctl.postgres.fragments import event_identifier, period_end, quoted, raw
 from meterctl.postgres.payers_sql import PayersSql
 from meterctl.postgres.queries import query
 from meterctl.postgres.rereading import reread_windows
@@ -141,6 +141,9 @@ class PostgresGauge:
             explicit=self._explicit(),
             payers=self._payers.answers(),
             chosen=sql.SQL(query("payers", "chosen")),
+            customer_problem=sql.SQL(query("event", "customer_problem")),
+            event_identifier=event_identifier("text"),
+            period_end=period_end(instant="%(at)s", subscription="due"),
             customers=self._payers.of_customers(),
         )
 

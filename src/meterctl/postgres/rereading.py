@@ -27,7 +27,9 @@ def reread_windows(
     A level that several subjects share has none to look up, and keeps its customer.
     """
     text = sql.SQL(query("payers", "reread")).format(
-        payers=payers.answers(as_text=True), chosen=sql.SQL(query("payers", "chosen"))
+        payers=payers.answers(as_text=True),
+        chosen=sql.SQL(query("payers", "chosen")),
+        customer_problem=sql.SQL(query("event", "customer_problem")),
     )
     parameters = {
         "ids": [event["id"] for event in events],

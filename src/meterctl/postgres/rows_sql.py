@@ -7,7 +7,7 @@ from psycopg import sql
 from meterctl.core.identifier import Column
 from meterctl.ports import PageKey, RowWindow
 from meterctl.postgres.catalog import TableInfo
-from meterctl.postgres.fragments import at_zone, payload_of_columns, quoted, raw
+from meterctl.postgres.fragments import at_zone, event_identifier, payload_of_columns, period_end, quoted, raw
 from meterctl.postgres.payers_sql import PayersSql
 from meterctl.postgres.queries import query
 from meterctl.settings.meters import RowsMeter
@@ -62,6 +62,8 @@ class RowsSql:
             query("rows", "classify"),
             quantity=quantity or sql.SQL("1::numeric"),
             identifier=self._identifier(),
+            event_identifier=event_identifier("page.identifier_text"),
+            period_end=period_end(instant="page.occurred_at", subscription="chosen"),
             payload=payload_of_columns(self._meter.payload),
             payer_columns=self._payers.columns(),
             page_filter=self.page_filter(window, after),

@@ -1,6 +1,6 @@
 """What the statements of all sources share: parameters, the way they are fetched, and how their counts are read."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -19,8 +19,6 @@ from meterctl.postgres.connect import transaction
 from meterctl.postgres.queries import query
 from meterctl.postgres.scope_sql import in_scope, scope_parameters
 from meterctl.settings.meters import MeterSettings
-
-SAMPLES_MAX = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,28 +80,6 @@ def kind_count(row: Mapping[str, Any]) -> KindCount:
         customer_count=row.get("customer_count", 0),
         oldest=row.get("oldest"),
         late_count=row.get("late_count", 0),
-    )
-
-
-def merged(lines: Iterable[Mapping[str, Any]]) -> list[KindCount]:
-    """Given the lines of several statements' counts, each with its `customers`, return one count for each kind."""
-    kinds: dict[tuple[str, str | None], list[Mapping[str, Any]]] = {}
-    for line in lines:
-        kinds.setdefault((line["outcome"], line["code"]), []).append(line)
-    return [_together(of_a_kind) for of_a_kind in kinds.values()]
-
-
-def _together(lines: Sequence[Mapping[str, Any]]) -> KindCount:
-    samples = [sample for line in lines for sample in line["sample_ids"] or ()]
-    return KindCount(
-        outcome=lines[0]["outcome"],
-        code=lines[0]["code"],
-        event_count=sum(line["event_count"] for line in lines),
-        units=sum((line["units"] for line in lines), Decimal(0)),
-        sample_ids=tuple(samples[:SAMPLES_MAX]),
-        customer_count=len({customer for line in lines for customer in line["customers"]}),
-        oldest=min((line["oldest"] for line in lines if line["oldest"]), default=None),
-        late_count=sum(line["late_count"] for line in lines),
     )
 
 

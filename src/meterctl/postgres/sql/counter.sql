@@ -6,17 +6,18 @@ WHERE meter = %(meter)s AND event_id IS NULL AND occurred_at BETWEEN %(since)s A
   AND (occurred_at >= %(fresh_from)s OR occurred_at < %(expired_before)s)
 
 -- name: classify
--- One hour of uncollected usage as events: a line for each customer, subject and part of the hour that a billing
--- period's bounds leave, and for each subject that has no customer. `outcome` is pending, expired, refused or skipped;
+-- Hours of uncollected usage as events: a line for each customer, subject and part of an hour that a billing period's
+-- bounds leave, and for each subject that has no customer. `outcome` is pending, expired, refused or skipped;
 -- `row_ids` are what the event stands for. Parts that are still open are left out.
 -- {lock} keeps two runs from collecting the same row: the second one finds it collected.
 WITH page AS MATERIALIZED (
-    SELECT row_number() OVER (ORDER BY free.id) AS n, free.*, free.subject AS payer_0
+    SELECT row_number() OVER (ORDER BY free.id) AS n, free.*, free.subject AS payer_0,
+           date_bin('1 hour', free.occurred_at, timestamptz 'epoch') AS hour
     FROM (
         SELECT id, subject, occurred_at, quantity
         FROM meterctl.usage_outbox
         WHERE meter = %(meter)s AND event_id IS NULL
-          AND occurred_at >= %(hour)s AND occurred_at < %(hour)s + interval '1 hour'
+          AND occurred_at >= %(hour_from)s AND occurred_at < %(hour_until)s
           AND occurred_at BETWEEN %(since)s AND %(until)s
           AND (occurred_at >= %(fresh_from)s OR occurred_at < %(expired_before)s)
         ORDER BY id
@@ -32,16 +33,12 @@ chosen AS (
 placed AS (
     SELECT page.id, page.subject, page.occurred_at, page.quantity, chosen.customer,
            page.occurred_at < %(expired_before)s AS is_expired,
-           CASE WHEN chosen.n IS NULL THEN 'no_subscription'
-                WHEN chosen.ambiguous THEN 'local:ambiguous_customer'
-                WHEN chosen.customer IS NULL THEN 'local:no_customer_id'
-                WHEN length(chosen.customer) > 100 THEN 'local:customer_id_too_long' END AS code,
-           CASE WHEN page.occurred_at < chosen.period_start THEN chosen.period_start
-                WHEN page.occurred_at < chosen.period_end THEN chosen.period_end END AS period_end,
-           greatest(%(hour)s,
+           {customer_problem} AS code,
+           {period_end} AS period_end,
+           greatest(page.hour,
                     CASE WHEN chosen.period_start <= page.occurred_at THEN chosen.period_start END,
                     CASE WHEN chosen.period_end <= page.occurred_at THEN chosen.period_end END) AS window_start,
-           least(%(hour)s + interval '1 hour',
+           least(page.hour + interval '1 hour',
                  CASE WHEN chosen.period_start > page.occurred_at THEN chosen.period_start END,
                  CASE WHEN chosen.period_end > page.occurred_at THEN chosen.period_end END) AS window_end
     -- Every line of `chosen` is of a line of `page`, so LEFT would do; but the planner takes the newest hour to be empty,
@@ -60,9 +57,7 @@ named AS (
     SELECT summed.*,
            greatest(least(date_trunc('second', window_end - interval '1 microsecond'), date_trunc('second', %(now)s)),
                     date_trunc('second', window_start + interval '999999 microseconds')) AS sent_timestamp,
-           CASE WHEN length(text) <= %(identifier_length_max)s THEN text
-                ELSE left(text, %(hashed_prefix_length)s) || '-' || encode(sha256(convert_to(text, 'UTF8')), 'hex')
-                END AS identifier
+           {event_identifier} AS identifier
     FROM summed CROSS JOIN LATERAL (
         SELECT %(event_name)s || '-' || summed.subject || '-'
                || to_char(summed.window_start AT TIME ZONE 'UTC', 'YYYYMMDD"T"HH24MISS"Z"') || '-' || first_id AS text
@@ -125,26 +120,30 @@ FROM (
 GROUP BY outcome, code
 
 -- name: preview
--- What collecting an hour would do, without writing.
+-- What collecting would do, without writing; and what the ledger already holds for the meter.
 SELECT outcome, code, count(*) AS event_count, coalesce(sum(value), 0) AS units,
-       array_agg(DISTINCT customer) AS customers, min(occurred_at) AS oldest, (array_agg(subject))[1:5] AS sample_ids,
+       count(DISTINCT customer) AS customer_count, min(occurred_at) AS oldest, (array_agg(sample_id))[1:5] AS sample_ids,
        count(*) FILTER (WHERE period_end < %(late_before)s::timestamptz) AS late_count
-FROM ({classify}) AS found
+FROM (
+    SELECT outcome, code, value, customer, occurred_at, subject AS sample_id, period_end FROM ({classify}) AS found
+    UNION ALL
+    SELECT CASE WHEN held_reason IS NOT NULL OR doubt_since <= %(doubt_horizon)s THEN 'held'
+                WHEN state = 'pending' AND sent_timestamp < %(expired_before)s THEN 'expired'
+                ELSE 'pending' END,
+           NULL, quantity, customer, occurred_at, coalesce(subject, identifier), period_end
+    FROM meterctl.meter_events AS e
+    WHERE event_name = %(event_name)s AND state IN ('pending', 'sending', 'in_doubt') AND {only}
+) AS due
 GROUP BY outcome, code
 ORDER BY outcome, code
 
--- name: due_in_ledger
--- What the ledger holds of the meter and a run would send.
-SELECT CASE WHEN held_reason IS NOT NULL OR doubt_since <= %(doubt_horizon)s THEN 'held'
-            WHEN state = 'pending' AND sent_timestamp < %(expired_before)s THEN 'expired'
-            ELSE 'pending' END AS outcome,
-       NULL AS code, count(*) AS event_count, coalesce(sum(quantity), 0) AS units,
-       array_agg(DISTINCT customer) AS customers, min(occurred_at) AS oldest,
-       (array_agg(coalesce(subject, identifier)))[1:5] AS sample_ids,
-       count(*) FILTER (WHERE period_end < %(late_before)s::timestamptz) AS late_count
-FROM meterctl.meter_events AS e
-WHERE event_name = %(event_name)s AND state IN ('pending', 'sending', 'in_doubt') AND {only}
-GROUP BY 1
+-- name: not_collected
+-- What collecting would do with the usage alone.
+SELECT outcome, code, count(*) AS event_count, coalesce(sum(value), 0) AS units, (array_agg(subject))[1:5] AS sample_ids
+FROM ({classify}) AS found
+WHERE outcome <> 'skipped'
+GROUP BY outcome, code
+ORDER BY outcome, code
 
 -- name: backlog
 -- Uncollected usage: of closed and of open windows, of free subjects too.
@@ -154,11 +153,14 @@ WHERE meter = %(meter)s AND event_id IS NULL AND occurred_at BETWEEN %(since)s A
   AND (occurred_at >= %(fresh_from)s OR occurred_at < %(expired_before)s)
 
 -- name: drop_done
--- Usage whose event is closed for good, and usage so old that no run looks at it any more, a batch at a time.
+-- Usage whose event is closed for good, and usage so old that no run looks at it any more, a batch at a time. LIMIT keeps
+-- the event a probe for each row: the ledger's history is never read.
 DELETE FROM meterctl.usage_outbox WHERE id IN (
     SELECT usage.id
-    FROM meterctl.usage_outbox AS usage JOIN meterctl.meter_events AS event ON event.id = usage.event_id
-    WHERE event.event_name = %(event_name)s AND event.window_start IS NOT NULL
+    FROM meterctl.usage_outbox AS usage CROSS JOIN LATERAL (
+        SELECT event.state, event.collected_at FROM meterctl.meter_events AS event WHERE event.id = usage.event_id LIMIT 1
+    ) AS event
+    WHERE usage.meter = %(meter)s AND usage.event_id IS NOT NULL
       AND event.collected_at < %(done_before)s AND event.state NOT IN ('pending', 'sending', 'in_doubt', 'rejected')
     UNION ALL
     SELECT id FROM meterctl.usage_outbox

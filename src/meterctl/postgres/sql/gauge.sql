@@ -27,10 +27,7 @@ chosen AS (
 asked AS (
     SELECT page.n, page.level, page.is_explicit, chosen.customer, chosen.period_start, chosen.period_end,
            coalesce(chosen.subject, page.{last_payer}::text) AS subject,
-           CASE WHEN chosen.n IS NULL THEN 'no_subscription'
-                WHEN chosen.ambiguous THEN 'local:ambiguous_customer'
-                WHEN chosen.customer IS NULL THEN 'local:no_customer_id'
-                WHEN length(chosen.customer) > 100 THEN 'local:customer_id_too_long' END AS code
+           {customer_problem} AS code
     FROM page LEFT JOIN chosen USING (n)
 ),
 level AS (
@@ -86,8 +83,7 @@ due AS (
 timed AS (
     SELECT due.customer, due.subject,
            CASE WHEN %(whole)s THEN greatest(floor(due.value), 0) ELSE trim_scale(due.value) END AS value,
-           CASE WHEN %(at)s < due.period_start THEN due.period_start
-                WHEN %(at)s < due.period_end THEN due.period_end END AS period_end,
+           {period_end} AS period_end,
            CASE WHEN turn.instant > %(step_start)s AND turn.instant <= %(at)s
                 THEN date_trunc('second', turn.instant + interval '999999 microseconds')
                 ELSE %(step_start)s END AS sent_timestamp
@@ -98,9 +94,7 @@ timed AS (
 ),
 named AS (
     SELECT timed.*, last_level.value AS last_value, last_level.sent_timestamp AS last_timestamp,
-           CASE WHEN length(text) <= %(identifier_length_max)s THEN text
-                ELSE left(text, %(hashed_prefix_length)s) || '-' || encode(sha256(convert_to(text, 'UTF8')), 'hex')
-                END AS identifier
+           {event_identifier} AS identifier
     FROM timed
     LEFT JOIN last_level USING (customer)
     CROSS JOIN LATERAL (

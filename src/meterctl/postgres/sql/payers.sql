@@ -1,6 +1,6 @@
 -- name: payer
 -- One lookup's answer for the lines of `page` (n, occurred_at, payer_0, payer_1, ...): the subscriptions that were in
--- force when the usage happened. A period's end that lies before the usage is a former period's: the end is unknown then.
+-- force when the usage happened.
 SELECT page.n, {lookup} AS lookup, {started} AS started,
        rank() OVER (PARTITION BY page.n ORDER BY {tiebreak}) AS tiebreak,
        page.{payer}::text AS subject,
@@ -48,10 +48,7 @@ FROM (
            page.period_end, coalesce(chosen.customer, page.customer) AS customer,
            page.payload || jsonb_build_object(
                %(customer_payload_key)s::text, coalesce(chosen.customer, page.customer)) AS payload,
-           CASE WHEN page.subject IS NULL THEN NULL
-                WHEN chosen.n IS NULL THEN 'no_subscription'
-                WHEN chosen.ambiguous THEN 'local:ambiguous_customer'
-                WHEN chosen.customer IS NULL THEN 'local:no_customer_id' END AS code
+           CASE WHEN page.subject IS NOT NULL THEN {customer_problem} END AS code
     FROM page LEFT JOIN chosen USING (n)
 ) AS found
 LEFT JOIN unnest(%(problem_codes)s::text[], %(problem_sentences)s::text[]) AS problem (code, sentence)

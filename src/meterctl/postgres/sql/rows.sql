@@ -49,12 +49,9 @@ known AS (
 prepared AS (
     SELECT page.n, page.id, page.row_id, page.page_key, page.occurred_at, page.quantity, page.own_payload,
            trim_scale(page.quantity) AS value,
-           CASE WHEN length(page.identifier_text) <= %(identifier_length_max)s THEN page.identifier_text
-                ELSE left(page.identifier_text, %(hashed_prefix_length)s) || '-'
-                     || encode(sha256(convert_to(page.identifier_text, 'UTF8')), 'hex') END AS identifier,
+           {event_identifier} AS identifier,
            chosen.n IS NULL AS unsubscribed, chosen.subject, chosen.customer, chosen.ambiguous,
-           CASE WHEN page.occurred_at < chosen.period_start THEN chosen.period_start
-                WHEN page.occurred_at < chosen.period_end THEN chosen.period_end END AS period_end,
+           {period_end} AS period_end,
            known.event_id, known.event_state, known.is_another_row
     FROM page
     LEFT JOIN chosen USING (n)
