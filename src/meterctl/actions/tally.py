@@ -32,6 +32,20 @@ NEXT_HINT = "mend the cause; the next report takes it"
 RETRY_HINT = "mend the cause, then `meterctl ledger retry --code {code} --reason …`"
 
 
+COUNTED_AS = {
+    "skipped": "skipped",
+    "expired": "expired",
+    "held": "held",
+    "rejected": "rejected",
+    "conflict": "rejected",
+    "refused": "rejected",
+}
+"""Outcome of collecting → the count that it adds to. What is pending counts when it is delivered."""
+
+FOR_A_PERSON = {"expired", "held", "rejected", "conflict", "refused", "uncounted"}
+"""Outcomes of collecting that are problems."""
+
+
 def hint_for(code: str) -> str:
     """Return what to do next about a problem."""
     return HINTS.get(code) or RETRY_HINT.format(code=code)
@@ -70,22 +84,12 @@ class Tally:
 
     def collected(self, kind: KindCount) -> None:
         """Count what collecting found; pending events are counted when they are delivered."""
-        if kind.outcome == "skipped":
-            self.skipped += kind.event_count
-        elif kind.outcome == "expired":
-            self.expired += kind.event_count
-            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
-        elif kind.outcome == "held":
-            self.held += kind.event_count
-            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
-        elif kind.outcome in {"rejected", "conflict"}:
-            self.rejected += kind.event_count
-            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
-        elif kind.outcome == "uncounted":
-            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count)
-        elif kind.outcome == "refused":
-            self.rejected += kind.event_count
-            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count, hint=NEXT_HINT)
+        counted_as = COUNTED_AS.get(kind.outcome)
+        if counted_as is not None:
+            setattr(self, counted_as, getattr(self, counted_as) + kind.event_count)
+        if kind.outcome in FOR_A_PERSON:
+            hint = NEXT_HINT if kind.outcome == "refused" else None
+            self.problem(kind.problem_code, kind.sample_ids, count=kind.event_count, hint=hint)
 
     def settled(self, present: Sequence[SettledEvent], absent: Sequence[SettledEvent]) -> None:
         """Count what Stripe's totals proved; what is due again is counted when it is delivered."""

@@ -58,8 +58,7 @@ def backfill(  # noqa: PLR0913 -- one parameter for each option; Typer's way
         no_color=no_color,
     )
     span = UsageSpan(since=instant(since), until=instant(until))
-    flags = {"stripe.mode": "live"} if live else {}
-    settings = open_settings(context, flags=flags, verbose=verbose, quiet=quiet, no_color=no_color)
+    settings = open_settings(context, live=live, verbose=verbose, quiet=quiet, no_color=no_color)
     (key,) = meters_called(settings, (meter,))
     guard_mode(settings, require_stripe=False)
     asked = BackfillAsked(key=key, span=span, before_cut_over=before_cut_over, yes=yes, confirm=confirm, run=run)

@@ -53,8 +53,7 @@ def show(context: typer.Context, *, live: Live = False, as_json: Json = False) -
     from meterctl.cli.wiring import open_settings
     from meterctl.settings.effective import as_toml, entries
 
-    flags = {"stripe.mode": "live"} if live else {}
-    settings = open_settings(context, flags=flags, require_database=False)
+    settings = open_settings(context, live=live, require_database=False)
     found = entries(settings)
     if not as_json:
         print(f"# file: {settings.file or 'none'}\n{as_toml(found)}")

@@ -51,7 +51,7 @@ def doctor(
 
     times = tuple(runs_at or [NIGHTLY])
     runs = _minutes(times)
-    reading = read(context, flags={"stripe.mode": "live"} if live else {}, no_color=no_color)
+    reading = read(context, live=live, no_color=no_color)
     with checks(reading, times=times, runs=runs, offline=offline) as asked:
         found = [(name, redacted(finding)) for name, finding in diagnose(asked)]
     code = verdict(finding for _, finding in found)

@@ -15,10 +15,11 @@ from meterctl.errors import ExitCode
 from meterctl.postgres import doctor, inspection, plans
 from meterctl.postgres.clock import PostgresClock
 from meterctl.postgres.connect import Connection, connect
-from meterctl.postgres.counter import OUTBOX, PostgresCounter
+from meterctl.postgres.counter import PostgresCounter
+from meterctl.postgres.gauge import PostgresGauge
 from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.sources import Sources
-from meterctl.settings import MeterSettings, RowsMeter, Settings
+from meterctl.settings import MeterSettings, Settings
 
 
 @dataclass(kw_only=True)
@@ -78,13 +79,10 @@ class DatabaseSide:
     def _fitting(self) -> dict[str, MeterSettings]:
         return doctor.fitting_meters(self.connection, self.settings)
 
-    def _rows(self) -> Iterator[tuple[RowsMeter, PostgresRows]]:
-        """Yield the meters of rows, each with what reads them."""
+    @cached_property
+    def _sources(self) -> dict[str, PostgresRows | PostgresCounter | PostgresGauge]:
         sources = Sources(connection=self.connection, settings=self.settings)
-        for key, meter in self._fitting.items():
-            source = sources.of(key)
-            if isinstance(meter, RowsMeter) and isinstance(source, PostgresRows):
-                yield meter, source
+        return {key: sources.of(key) for key in self._fitting}
 
     def _unfit(self) -> Iterator[Finding]:
         for key in self.settings.enabled_meters:
@@ -92,14 +90,14 @@ class DatabaseSide:
                 yield skipped(f"the tables of meter {key} do not fit, see above")
 
     def _plans(self) -> Iterator[Finding]:
-        now, of_rows = self.now(), list(self._rows())
+        now, sources = self.now(), self._sources
         with doctor.without_seqscan(self.connection):
-            for meter, rows in of_rows:
-                plan = rows.explain(row_window(now, recent=None), batch_size=plans.PAGE)
-                yield plans.collecting(plan, meter.table)
-            for key, any_meter in self._fitting.items():
-                plan = doctor.claim_plan(self.connection, key, any_meter, now)
-                yield plans.claiming(plan, any_meter.event_name)
+            for source in sources.values():
+                if isinstance(source, PostgresRows):
+                    plan = source.explain(row_window(now, recent=None), batch_size=plans.PAGE)
+                    yield plans.collecting(plan, source.table_name)
+            for key, meter in self._fitting.items():
+                yield plans.claiming(doctor.claim_plan(self.connection, key, meter, now), meter.event_name)
         yield from self._unfit()
 
     def usage_checks(self, *, times: Sequence[str], runs: Sequence[int]) -> list[Check]:
@@ -111,13 +109,9 @@ class DatabaseSide:
 
     def _waiting(self) -> Iterator[Finding]:
         window = first_night.waiting_window(row_window(self.now(), recent=None))
-        for meter, rows in self._rows():
-            yield from first_night.waiting_rows(rows.uncollected(window), meter.table)
-        sources = Sources(connection=self.connection, settings=self.settings)
-        for key in self._fitting:
-            source = sources.of(key)
-            if isinstance(source, PostgresCounter):
-                yield from first_night.waiting_rows(source.uncollected(window), f"{OUTBOX} for {key}")
+        for source in self._sources.values():
+            if not isinstance(source, PostgresGauge):  # a level is what it is now
+                yield from first_night.waiting_rows(source.uncollected(window), source.table_name)
         yield from self._unfit()
 
     def _periods(self, times: Sequence[str], runs: Sequence[int]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from meterctl.cli.wiring import mode_flags
 from meterctl.core.diagnosis import Finding, failed, parted, passed, warned
 from meterctl.errors import ConfigurationError
 from meterctl.logs import configure_logs
@@ -76,9 +77,9 @@ def _is_given(settings: Settings, key: str) -> bool:
     )
 
 
-def read(context: typer.Context, *, flags: Mapping[str, object], no_color: bool) -> Reading:
+def read(context: typer.Context, *, live: bool, no_color: bool) -> Reading:
     """Read the settings, and set up the logs so that no secret passes them."""
-    reading = _read(context.find_root().obj, flags)
+    reading = _read(context.find_root().obj, mode_flags(live=live))
     secrets = reading.settings.secrets if reading.settings else ()
     configure_logs(
         sys.stderr,

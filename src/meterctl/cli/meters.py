@@ -35,8 +35,7 @@ def check(
     from meterctl.cli.wiring import open_settings
     from meterctl.core.diagnosis import verdict
 
-    flags = {"stripe.mode": "live"} if live else {}
-    settings = open_settings(context, flags=flags, quiet=quiet, no_color=no_color, require_database=False)
+    settings = open_settings(context, live=live, quiet=quiet, no_color=no_color, require_database=False)
     guard_mode(settings, require_stripe=True)
     meters = _checked(settings)
     code = verdict(finding for meter in meters for finding in meter.findings)

@@ -48,8 +48,7 @@ def reconcile(  # noqa: PLR0913 -- one parameter for each option; Typer's way
         quiet=quiet,
         colour=not no_color,
     )
-    flags = {"stripe.mode": "live"} if live else {}
-    settings = open_settings(context, flags=flags, verbose=verbose, quiet=quiet, no_color=no_color)
+    settings = open_settings(context, live=live, verbose=verbose, quiet=quiet, no_color=no_color)
     guard_mode(settings, require_stripe=True)
     raise typer.Exit(compare_with_stripe(settings, asked))
 

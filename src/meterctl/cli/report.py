@@ -105,8 +105,7 @@ def _report(context: typer.Context, asked: Asked) -> int:
     from meterctl.core.allowance import Allowance
 
     run = asked.run
-    flags = {"stripe.mode": "live"} if run.live else {}
-    settings = open_settings(context, flags=flags, verbose=run.verbose, quiet=run.quiet, no_color=run.no_color)
+    settings = open_settings(context, live=run.live, verbose=run.verbose, quiet=run.quiet, no_color=run.no_color)
     keys = chosen_meters(settings, asked)
     if asked.level.subject is not None and len(keys) > 1:
         raise UsageError("--value is the level of one meter", hint=f"add --meter, one of: {', '.join(keys)}")

@@ -41,8 +41,7 @@ def settle(  # noqa: PLR0913 -- one parameter for each option; Typer's way
     from meterctl.cli.wiring import open_settings
 
     _require_sense(ids or [], reason, present=assume_present, absent=assume_absent)
-    flags = {"stripe.mode": "live"} if live else {}
-    settings = open_settings(context, flags=flags, verbose=verbose, quiet=quiet, no_color=no_color)
+    settings = open_settings(context, live=live, verbose=verbose, quiet=quiet, no_color=no_color)
     if ids:
         from meterctl.cli.settle_assume import Word, settle_by_word
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from meterctl.settings import Settings
 
 
+def mode_flags(*, live: bool) -> dict[str, object]:
+    """Return what `--live` says, as the settings take it."""
+    return {"stripe.mode": "live"} if live else {}
+
+
 def open_settings(
     context: typer.Context,
     *,
-    flags: Mapping[str, object] | None = None,
+    live: bool = False,
     verbose: bool = False,
     quiet: bool = False,
     no_color: bool = False,
@@ -40,7 +45,7 @@ def open_settings(
     settings = load_settings(
         config_file=file or context.find_root().obj,
         environ=os.environ,
-        flags=flags or {},
+        flags=mode_flags(live=live),
         require_database=require_database,
         webhook_secret_files=webhook_secret_files,
     )

@@ -67,6 +67,11 @@ class PostgresCounter:
         with transaction(connection, read_only=True):
             self._payers = PayersSql.of(connection, meter.payers, lookups)
 
+    @property
+    def table_name(self) -> str:
+        """Where the usage is, for a person."""
+        return f"{OUTBOX} for {self._key}"
+
     def collect(
         self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime, room: int | None = None
     ) -> Page:

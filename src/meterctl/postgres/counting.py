@@ -7,6 +7,7 @@ that one's. Its function runs as its owner, so the application needs no right on
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -87,9 +88,8 @@ def _obstacles(connection: psycopg.Connection, key: str, lacking: Sequence[Relat
     for relation in lacking:
         if not relation.owned:
             yield f"{relation.sql} belongs to {relation.owner}; run as {relation.owner}"
-    role = current_role(connection)
-    row = connection.execute("SELECT has_schema_privilege('meterctl', 'CREATE')").fetchone()
-    if row and not row[0]:
+    if not _rights(connection, key)["may_create"]:
+        role = current_role(connection)
         yield f"no function may be created in schema meterctl; GRANT CREATE ON SCHEMA meterctl TO {role};"
     yield from _may_not_count(connection, key)
 
@@ -106,13 +106,17 @@ def _differs(connection: psycopg.Connection, key: str, meter: CounterMeter) -> b
 
 
 def _may_not_count(connection: psycopg.Connection, key: str) -> Iterator[str]:
-    (rights,) = fetch(connection, query("adopt", "counting_rights"), {"function": _name(key)})
+    rights = _rights(connection, key)
     if not rights["may_count"]:
         owner = rights["owner"]
         yield (
             f"the function that counts rows runs as {owner}, which may not; GRANT USAGE ON SCHEMA meterctl TO {owner}; "
             f"GRANT INSERT ON meterctl.usage_outbox TO {owner};"
         )
+
+
+def _rights(connection: psycopg.Connection, key: str) -> Mapping[str, Any]:
+    return fetch(connection, query("adopt", "counting_rights"), {"function": _name(key)})[0]
 
 
 def _name(key: str) -> str:

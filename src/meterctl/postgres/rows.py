@@ -61,6 +61,11 @@ class PostgresRows:
         self._table: TableInfo = found
         self._sql = RowsSql(meter, payers, found)
 
+    @property
+    def table_name(self) -> str:
+        """Where the usage is, for a person."""
+        return self._meter.table
+
     def collect(
         self, window: RowWindow, after: PageKey | None, *, batch_size: int, now: datetime, room: int | None = None
     ) -> Page:

@@ -76,8 +76,9 @@ FROM pg_proc AS f JOIN pg_namespace AS n ON n.oid = f.pronamespace
 WHERE n.nspname = 'meterctl' AND f.proname = %(function)s AND f.pronargs = 0
 
 -- name: counting_rights
--- Of the function's owner, as whom it runs whoever inserts: this role where there is none yet.
-SELECT quote_ident(owner) AS owner, has_schema_privilege(owner, 'meterctl', 'CREATE') AS may_create,
+-- Whether this role may make the function, and whether the function's owner, as whom it runs whoever inserts, may count:
+-- this role where there is none yet.
+SELECT quote_ident(owner) AS owner, has_schema_privilege('meterctl', 'CREATE') AS may_create,
        has_schema_privilege(owner, 'meterctl', 'USAGE')
            AND has_table_privilege(owner, 'meterctl.usage_outbox', 'INSERT') AS may_count
 FROM (
