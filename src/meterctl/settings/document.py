@@ -16,7 +16,10 @@ SYSTEM_CONFIG_FILE = Path("/etc/meterctl/config.toml")
 COMMAND_LINE = "command line"
 """How messages name flags as the source of a key."""
 
-_TOP_LEVEL = ("stripe", "lookups", "meters")
+_BY_KEY = ("stripe", "webhooks")
+"""Tables that a file lays over the shipped ones key by key."""
+
+_TOP_LEVEL = (*_BY_KEY, "lookups", "meters")
 _SECRETS_ELSEWHERE = {"database_url": "DATABASE_URL", "database": "DATABASE_URL"}
 _TOML_POSITION = re.compile(r"\s*\(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
 
@@ -35,9 +38,9 @@ class Document:
         return Origins(self.sources)
 
     def lay_file(self, source: str, tables: Mapping[str, dict[str, Any]]) -> None:
-        """Lay a file over what there is: [stripe] key by key, the set of lookups and the set of meters as a whole."""
+        """Lay a file over what there is: [stripe] and [webhooks] key by key, all lookups and all meters as a whole."""
         for name, table in tables.items():
-            if name == "stripe":
+            if name in _BY_KEY:
                 for key, value in table.items():
                     self.put((name, key), value, source)
             else:
@@ -115,7 +118,7 @@ def _sound_tables(findings: Findings, source: str, tables: Mapping[str, Any]) ->
             findings.problem(where, f"is not a key{did_you_mean(name, _TOP_LEVEL)}")
         elif not isinstance(table, dict):
             findings.problem(where, f"must be a table, not {kind_of(table)}; write [{_heading(name)}]")
-        elif not table and name != "stripe":
+        elif not table and name not in _BY_KEY:
             findings.problem(
                 where, f"is empty; write a [{_heading(name)}] table, or leave it out to keep the shipped ones"
             )
@@ -125,4 +128,4 @@ def _sound_tables(findings: Findings, source: str, tables: Mapping[str, Any]) ->
 
 
 def _heading(name: str) -> str:
-    return name if name == "stripe" else f"{name}.NAME"
+    return name if name in _BY_KEY else f"{name}.NAME"

@@ -22,6 +22,7 @@ from meterctl.settings.problems import ENVIRONMENT, Findings, Origins, did_you_m
 from meterctl.settings.rules import faults_between
 from meterctl.settings.secrets import Secret, checked_key, checked_webhook_secrets, read_secret, webhook_secrets_in
 from meterctl.settings.stripe_address import local_address
+from meterctl.settings.webhooks import WebhookSettings
 
 RENAMED_METER = "ai_suggestion"
 """The shipped meter whose event_name STRIPE_METER_EVENT_NAME gives, as in the services meterctl replaces."""
@@ -49,6 +50,7 @@ class Settings:
     lookups: Mapping[str, LookupSettings]
     meters: Mapping[str, MeterSettings]
     database_url: SecretStr
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
     warnings: tuple[str, ...] = ()
     origins: Origins = field(default_factory=Origins)
     database_password: SecretStr | None = None
@@ -99,14 +101,16 @@ def load_settings(
         document.sources["stripe.webhook_secrets"] = COMMAND_LINE
     lookups = reader.lookups()
     meters = reader.meters()
+    webhooks = reader.section(WebhookSettings, ("webhooks",), document.values["webhooks"])
     database = _database(findings, document, environ, required=require_database)
     _warn_of_unknown_variables(findings, environ)
-    if findings.problems or stripe is None:
+    if findings.problems or stripe is None or webhooks is None:
         raise _refusal(findings)
     return Settings(
         stripe=stripe.model_copy(update=from_environment),
         lookups=MappingProxyType(lookups),
         meters=MappingProxyType(meters),
+        webhooks=webhooks,
         database_url=database,
         warnings=tuple(findings.warnings),
         origins=document.origins,
