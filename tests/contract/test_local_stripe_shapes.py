@@ -118,6 +118,20 @@ def test_prices_have_the_published_shape(frozen: LocalStripe, description: Any) 
     assert_fits(metered["recurring"], schemas["recurring"], description, "recurring")
 
 
+def test_events_carry_objects_of_the_published_shape(frozen: LocalStripe, description: Any) -> None:
+    subscription_id = frozen.create_subscription("cus_known")
+    frozen.end_subscription(subscription_id)
+    frozen.fail_invoice(subscription_id)
+    status, page = call(frozen, "GET", "/v1/events", {"created[gte]": "0"})
+    assert status == 200
+    published = description["paths"]["/v1/events"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert_fits(page, published, description, "events")
+    assert call(frozen, "GET", f"/v1/events/{page['data'][0]['id']}", {}) == (200, page["data"][0])
+    for event in page["data"]:
+        document = event["data"]["object"]
+        assert_fits(document, description["components"]["schemas"][document["object"]], description, event["type"])
+
+
 def test_parameters_are_the_published_ones(description: Any) -> None:
     """What the local Stripe takes, required or not, is what Stripe takes."""
     from meterctl.sandbox.local_stripe.routes import OPERATIONS  # noqa: PLC0415  # the table under test, of no other use

@@ -38,11 +38,12 @@ def _nest(params: Params, key: str, value: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Param:
-    """What one parameter may be. `length_max` counts characters, of a map's values too."""
+    """What one parameter may be. `length_max` counts characters, of a map's values too; `items_max` a list's items."""
 
-    kind: Literal["string", "integer", "hash", "map", "list"] = "string"
+    kind: Literal["string", "integer", "range", "hash", "map", "list"] = "string"
     required: bool = False
     length_max: int = 5000
+    items_max: int | None = None
     choices: tuple[str, ...] = ()
     fields: Mapping[str, "Param"] = field(default_factory=dict)
 
@@ -51,6 +52,10 @@ Shape = Mapping[str, Param]
 
 EXPAND = Param(kind="list")
 """Every call takes `expand`; there is nothing to expand here."""
+
+
+_RANGE: Shape = {name: Param(kind="integer") for name in ("gt", "gte", "lt", "lte")}
+"""What a range is where it is not one integer."""
 
 
 def check(params: Params, shape: Shape, *, inside: str = "") -> None:
@@ -70,7 +75,9 @@ def _full(inside: str, name: str) -> str:
 
 
 def _check_one(name: str, value: "str | Params", param: Param) -> None:
-    if param.kind in ("string", "integer"):
+    if param.kind == "range":
+        _check_range(name, value)
+    elif param.kind in ("string", "integer"):
         if not isinstance(value, str):
             raise invalid(f"Invalid {param.kind}: {{...}}", param=name)
         _check_text(name, value, param)
@@ -80,6 +87,15 @@ def _check_one(name: str, value: "str | Params", param: Param) -> None:
         check(value, param.fields, inside=name)
     elif param.kind == "map":
         _check_map(name, value, param)
+    elif param.items_max is not None and len(value) > param.items_max:
+        raise invalid(f"Array must have at most {param.items_max} elements", param=name)
+
+
+def _check_range(name: str, value: "str | Params") -> None:
+    if isinstance(value, dict):
+        check(value, _RANGE, inside=name)
+    else:
+        _check_text(name, value, Param(kind="integer"))
 
 
 def _check_map(name: str, value: Params, param: Param) -> None:

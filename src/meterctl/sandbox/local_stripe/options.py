@@ -27,6 +27,9 @@ class StripeOptions:
     zero_usage: Literal["empty", "zero_row"] = "empty"
     """What summaries give where there was no usage: no row, or a row of 0."""
 
+    events_before_basil: bool = False
+    """Events in the shape before 2025-03-31.basil: a subscription's period on itself, an invoice's subscription too."""
+
     latency_ms: float = 0
     """Real milliseconds each call of the API takes, half before and half after it is executed."""
 
@@ -61,7 +64,7 @@ def _check(name: str, value: object) -> None:
 
 
 _CHOICES = {"unknown_customer": ("now", "later"), "zero_usage": ("empty", "zero_row")}
-_BOOLEANS = {"concurrency_check", "accept_any_key", "mute"}
+_BOOLEANS = {"concurrency_check", "accept_any_key", "mute", "events_before_basil"}
 
 
 def _fits(name: str, value: object) -> bool:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from meterctl.sandbox.local_stripe import prices, resources, rules, summaries
+from meterctl.sandbox.local_stripe import prices, resources, rules, snapshots, summaries
 from meterctl.sandbox.local_stripe.faults import METER_EVENTS
 from meterctl.sandbox.local_stripe.forms import Params, Shape
 from meterctl.sandbox.local_stripe.model import Json
@@ -100,6 +100,20 @@ OPERATIONS = (
         path="/v1/billing/meters/{id}/event_summaries",
         shape=summaries.SHAPE,
         run=summaries.list_summaries,
+    ),
+    Operation(
+        name="events.list",
+        method="GET",
+        path="/v1/events",
+        shape=snapshots.LIST_SHAPE,
+        run=lambda books, _id, params, context: snapshots.list_events(books, params, context),
+    ),
+    Operation(
+        name="events.retrieve",
+        method="GET",
+        path="/v1/events/{id}",
+        shape=resources.RETRIEVE_SHAPE,
+        run=lambda books, event_id, _params, context: snapshots.retrieve_event(books, event_id, context),
     ),
     Operation(
         name=METER_EVENTS,

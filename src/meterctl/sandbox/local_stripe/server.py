@@ -12,8 +12,8 @@ from typing import Any, Self, TypeVar
 from aiohttp import web
 
 from meterctl.sandbox.local_stripe.clock import Real
-from meterctl.sandbox.local_stripe.console import Console
 from meterctl.sandbox.local_stripe.control import Control
+from meterctl.sandbox.local_stripe.event_console import EventConsole
 from meterctl.sandbox.local_stripe.keys import KEY_LIVE, KEY_TEST
 from meterctl.sandbox.local_stripe.options import StripeOptions
 from meterctl.sandbox.local_stripe.serving import Service
@@ -37,7 +37,7 @@ class _Loop(asyncio.SelectorEventLoop):
         return Real.monotonic()
 
 
-class LocalStripe(Console):
+class LocalStripe(EventConsole):
     """A Stripe for Billing Meters on `url`, to which the `stripe` SDK talks unchanged.
 
     `with LocalStripe(options=StripeOptions(…), clock=lambda: instant) as stripe:` or `start()` and `stop()`. Then

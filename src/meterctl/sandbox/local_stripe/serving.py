@@ -13,11 +13,9 @@ from aiohttp import web
 from meterctl.sandbox.local_stripe.calls import Call
 from meterctl.sandbox.local_stripe.control import Control
 from meterctl.sandbox.local_stripe.engine import Engine, error_answer
+from meterctl.sandbox.local_stripe.events import API_VERSION
 from meterctl.sandbox.local_stripe.faults import INTERCEPTING, Fault, FaultKind
 from meterctl.sandbox.local_stripe.idempotency import Answer
-
-API_VERSION = "2026-10-28.endive"
-"""Version that stripe-python 16.1.0 pins; told where the caller names none."""
 
 LEFT_POLL_S = 0.02
 """How often a call that is never answered looks whether its client has gone."""

@@ -5,9 +5,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from meterctl.sandbox.local_stripe.idempotency import IdempotencyKeys
 from meterctl.sandbox.local_stripe.model import WINDOW_S, AsyncRejection, Customer, Formula, Meter, Price, StoredEvent
+
+if TYPE_CHECKING:
+    from meterctl.sandbox.local_stripe.events import SnapshotEvent
+    from meterctl.sandbox.local_stripe.subscription_documents import Subscription
 
 
 class Books:
@@ -25,6 +30,9 @@ class Books:
         self._identifiers: dict[str, datetime] = {}
         """identifier → when an event with it was last stored."""
         self.rejections: list[AsyncRejection] = []
+        self.subscriptions: dict[str, Subscription] = {}
+        self.snapshots: list[SnapshotEvent] = []
+        """Events of v1 in the order they came to be."""
         self.keys = IdempotencyKeys()
         self._by_lane: dict[tuple[str, str], list[StoredEvent]] = defaultdict(list)
         self._ids: dict[str, int] = defaultdict(int)
@@ -32,7 +40,7 @@ class Books:
     def new_id(self, prefix: str) -> str:
         """Return an id never given before, such as `mtr_test_sandbox000001`."""
         self._ids[prefix] += 1
-        mode = "test_" if prefix == "mtr_" and not self.livemode else ""
+        mode = "test_" if prefix in ("mtr_", "evt_") and not self.livemode else ""
         return f"{prefix}{mode}sandbox{self._ids[prefix]:06}"
 
     def put_customer(self, customer: Customer) -> None:

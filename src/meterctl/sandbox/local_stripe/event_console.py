@@ -1,0 +1,135 @@
+"""The part of the console that makes Stripe tell of something: events, and the life of subscriptions."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from meterctl.sandbox.local_stripe import snapshots, subscriptions
+from meterctl.sandbox.local_stripe.console import Console
+from meterctl.sandbox.local_stripe.events import SnapshotEvent
+from meterctl.sandbox.local_stripe.model import Json
+from meterctl.sandbox.local_stripe.subscription_documents import Subscription
+
+Instant = datetime | int
+"""An aware instant, or unix seconds as Stripe has them."""
+
+
+class EventConsole(Console):
+    """Make events and read them back, whatever the lists show."""
+
+    def emit(  # one for each thing an event says
+        self,
+        kind: str,
+        about: Mapping[str, object],
+        *,
+        created: Instant | None = None,
+        previous_attributes: Json | None = None,
+        livemode: bool = False,
+        api_version: str | None = None,
+    ) -> str:
+        """Keep a snapshot event of type `kind` with any object `about`, return its id."""
+        return self._with_books(
+            livemode,
+            lambda books, context: (
+                snapshots.emit(
+                    books,
+                    kind,
+                    about,
+                    context,
+                    previous=previous_attributes,
+                    created=_instant(created),
+                    api_version=api_version,
+                ).id
+            ),
+        )
+
+    def create_subscription(  # one for each thing that can be chosen
+        self,
+        customer: str,
+        *,
+        subscription_id: str | None = None,
+        status: str = "active",
+        period_start: Instant | None = None,
+        period_end: Instant | None = None,
+        start_date: Instant | None = None,
+        metadata: Mapping[str, str] | None = None,
+        livemode: bool = False,
+    ) -> str:
+        """Add a subscription, return its id: `customer.subscription.created`. The customer need not be there."""
+        start = subscriptions.Start(
+            customer=customer,
+            subscription_id=subscription_id,
+            status=status,
+            start_date=_instant(start_date),
+            period_start=_instant(period_start),
+            period_end=_instant(period_end),
+            metadata=metadata or {},
+        )
+        return self._with_books(
+            livemode, lambda books, context: subscriptions.create_subscription(books, start, context).id
+        )
+
+    def update_subscription(
+        self,
+        subscription_id: str,
+        *,
+        status: str | None = None,
+        period_start: Instant | None = None,
+        period_end: Instant | None = None,
+        livemode: bool = False,
+    ) -> str:
+        """Change a subscription: `customer.subscription.updated`, whose id is returned."""
+        return self._with_books(
+            livemode,
+            lambda books, context: (
+                subscriptions.update_subscription(
+                    books,
+                    subscription_id,
+                    context,
+                    status=status,
+                    period_start=_instant(period_start),
+                    period_end=_instant(period_end),
+                ).id
+            ),
+        )
+
+    def end_subscription(self, subscription_id: str, *, livemode: bool = False) -> str:
+        """End a subscription now: `customer.subscription.deleted`, whose id is returned."""
+        return self._with_books(
+            livemode, lambda books, context: subscriptions.end_subscription(books, subscription_id, context).id
+        )
+
+    def fail_invoice(self, subscription_id: str, *, livemode: bool = False) -> str:
+        """Let a payment fail: `invoice.payment_failed`, whose id is returned. The subscription stays as it is."""
+        return self._with_books(
+            livemode, lambda books, context: subscriptions.fail_invoice(books, subscription_id, context).id
+        )
+
+    def complete_checkout(
+        self,
+        subscription_id: str,
+        *,
+        client_reference_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        livemode: bool = False,
+    ) -> str:
+        """Complete the checkout of a subscription: `checkout.session.completed`, whose id is returned."""
+        return self._with_books(
+            livemode,
+            lambda books, context: (
+                subscriptions.complete_checkout(
+                    books, subscription_id, context, client_reference_id=client_reference_id, metadata=metadata
+                ).id
+            ),
+        )
+
+    def subscriptions(self, *, livemode: bool = False) -> list[Subscription]:
+        """Return all subscriptions as they are now, ended ones too."""
+        return self._with_books(livemode, lambda books, _: list(books.subscriptions.values()))
+
+    def snapshot_events(self, *, livemode: bool = False) -> list[SnapshotEvent]:
+        """Return every event of v1 in the order they came to be."""
+        return self._with_books(livemode, lambda books, _: list(books.snapshots))
+
+
+def _instant(given: Instant | None) -> datetime | None:
+    return datetime.fromtimestamp(given, UTC) if isinstance(given, int) else given

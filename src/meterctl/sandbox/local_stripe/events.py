@@ -1,0 +1,81 @@
+"""What happened at Stripe, as it is told: snapshot events of v1, which carry the object, and thin ones of v2.
+
+`emitted` is when an event came to be by the sandbox's clock, which lists lag behind; `created` is what it says itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol, TypeVar
+
+from meterctl.sandbox.local_stripe.model import Json
+
+API_VERSION = "2026-10-28.endive"
+"""Version that stripe-python 16.1.0 pins; told where the caller names none."""
+
+KEPT = timedelta(days=30)
+"""How far back events can be listed and retrieved (OpenAPI)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnapshotEvent:
+    """An event of v1: `object` as it was then, rendered in `api_version`."""
+
+    id: str
+    type: str
+    object: Json
+    previous: Json | None
+    created: datetime
+    emitted: datetime
+    api_version: str
+    livemode: bool
+
+    def document(self) -> Json:
+        """Return the API's event (OpenAPI `event`). The request is null: nothing of it is a caller's doing."""
+        changed = {} if self.previous is None else {"previous_attributes": self.previous}
+        return {
+            "id": self.id,
+            "object": "event",
+            "api_version": self.api_version,
+            "created": int(self.created.timestamp()),
+            "data": {"object": self.object, **changed},
+            "livemode": self.livemode,
+            "pending_webhooks": 0,
+            "request": {"id": None, "idempotency_key": None},
+            "type": self.type,
+        }
+
+
+class _Event(Protocol):
+    @property
+    def created(self) -> datetime: ...
+    @property
+    def emitted(self) -> datetime: ...
+
+
+AnyEvent = TypeVar("AnyEvent", bound=_Event)
+
+
+def is_kept(event: _Event, now: datetime) -> bool:
+    """Whether an event can still be had."""
+    return now - event.created <= KEPT
+
+
+def listed(events: Sequence[AnyEvent], now: datetime) -> list[AnyEvent]:
+    """Given events in the order they came to be, return those that a list shows, newest first."""
+    shown = [event for event in reversed(events) if is_kept(event, now)]
+    return sorted(shown, key=lambda event: int(event.created.timestamp()), reverse=True)
+
+
+Bounds = Mapping[str, datetime]
+"""Any of gt, gte, lt, lte."""
+
+
+def is_within(instant: datetime, bounds: Bounds) -> bool:
+    """Whether an instant keeps to all bounds."""
+    return (
+        ("gt" not in bounds or instant > bounds["gt"])
+        and ("gte" not in bounds or instant >= bounds["gte"])
+        and ("lt" not in bounds or instant < bounds["lt"])
+        and ("lte" not in bounds or instant <= bounds["lte"])
+    )
