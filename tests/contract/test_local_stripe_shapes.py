@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from meterctl.sandbox.local_stripe import LocalStripe
+from meterctl.sandbox.local_stripe import LocalStripe, RelatedObject
 
 DESCRIPTION = Path(__file__).parents[2] / ".." / "shared" / "reference" / "stripe-openapi-meters.json"
 
@@ -38,6 +38,7 @@ def call(server: LocalStripe, method: str, path: str, params: dict[str, str]) ->
     body = form.encode() if method == "POST" else None
     request = urllib.request.Request(url, data=body, method=method)  # noqa: S310  # our own server
     request.add_header("Authorization", f"Bearer {server.api_key}")
+    request.add_header("Stripe-Version", "2026-10-28.endive")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=5) as response:
@@ -130,6 +131,26 @@ def test_events_carry_objects_of_the_published_shape(frozen: LocalStripe, descri
     for event in page["data"]:
         document = event["data"]["object"]
         assert_fits(document, description["components"]["schemas"][document["object"]], description, event["type"])
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_thin_events_have_the_published_shape(frozen: LocalStripe, description: Any, with_data: bool) -> None:  # noqa: FBT001  # a case
+    frozen.set_options(v2_list_has_data=with_data)
+    related = RelatedObject(id="mtr_7", type="billing.meter", url="/v1/billing/meters/mtr_7")
+    for _ in range(2):
+        event_id = frozen.emit_thin("v1.billing.meter.error_report_triggered", {"reason": {}}, related=related)
+    answers = description["paths"]["/v2/core/events"]["get"]["responses"]
+    for params in ({}, {"limit": "1"}):
+        page = call(frozen, "GET", "/v2/core/events", params)[1]
+        assert_fits(page, answers["200"]["content"]["application/json"]["schema"], description, "page")
+    schemas = description["components"]["schemas"]
+    assert_fits(
+        call(frozen, "GET", f"/v2/core/events/{event_id}", {})[1], schemas["v2.core.event"], description, "event"
+    )
+    assert_fits(call(frozen, "GET", "/v2/core/events", {"limit": "0"})[1], schemas["v2.error"], description, "error")
+    missing = call(frozen, "GET", "/v2/core/events/evt_nobody", {})[1]
+    assert missing["error"].pop("type") == "invalid_request_error"  # the copy declares it for other errors alone
+    assert_fits(missing, schemas["v2.error.not_found"], description, "not_found")
 
 
 def test_parameters_are_the_published_ones(description: Any) -> None:

@@ -4,6 +4,7 @@
 """
 
 from meterctl.sandbox.local_stripe.clock import SandboxClock
+from meterctl.sandbox.local_stripe.events import RelatedObject, SnapshotEvent, ThinEvent
 from meterctl.sandbox.local_stripe.faults import Fault, FaultKind, RandomFaults
 from meterctl.sandbox.local_stripe.model import AsyncRejection, Customer, LoggedRequest, Meter, StoredEvent
 from meterctl.sandbox.local_stripe.options import StripeOptions
@@ -20,8 +21,11 @@ __all__ = [
     "LoggedRequest",
     "Meter",
     "RandomFaults",
+    "RelatedObject",
     "SandboxClock",
+    "SnapshotEvent",
     "StoredEvent",
     "StripeOptions",
     "StripeProcess",
+    "ThinEvent",
 ]

@@ -23,6 +23,7 @@ class Call:
     form: str
     authorization: str | None
     idempotency_key: str | None
+    version: str | None
     request_id: str
     sequence: int
     operation: Operation | None
@@ -34,6 +35,11 @@ class Call:
     def operation_name(self) -> str:
         """The operation's name, "unknown" where the path is none of ours."""
         return self.operation.name if self.operation else "unknown"
+
+    @property
+    def is_v2(self) -> bool:
+        """Whether it is a call of v2, which has rules and error shapes of its own."""
+        return self.path.startswith("/v2/")
 
     @property
     def identifier(self) -> str | None:
@@ -67,6 +73,7 @@ def read_call(method: str, path: str, form: str, headers: Mapping[str, str], seq
         form=form,
         authorization=headers.get("Authorization"),
         idempotency_key=headers.get("Idempotency-Key"),
+        version=headers.get("Stripe-Version"),
         request_id=f"req_sandbox{sequence:08}",
         sequence=sequence,
         operation=None if found is None else found[0],

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from meterctl.sandbox.local_stripe import forms, rules
 from meterctl.sandbox.local_stripe.calls import Call, key_of, read_call
 from meterctl.sandbox.local_stripe.clock import SandboxClock
-from meterctl.sandbox.local_stripe.errors import ErrorBody, Refusal, lock_timeout, rate_limited, unknown_url
+from meterctl.sandbox.local_stripe.errors import ErrorBody, Refusal, invalid, lock_timeout, rate_limited, unknown_url
 from meterctl.sandbox.local_stripe.faults import METER_EVENTS, Fault, FaultKind, FaultScript
 from meterctl.sandbox.local_stripe.idempotency import Answer
 from meterctl.sandbox.local_stripe.keys import Caller, KeyRing, not_permitted
@@ -126,6 +126,8 @@ class Engine:
             raise rate_limited("endpoint-rate" if call.operation.name == METER_EVENTS else "global-rate")
         if call.malformed is not None:
             raise call.malformed
+        if call.is_v2 and call.version is None:
+            raise invalid("A call of v2 needs a Stripe-Version header.", code="missing_version")
         forms.check(call.params, call.operation.shape)
         ticket = Ticket(call, caller, call.operation, self._books[caller.livemode], key_of(call))
         return self._replay(ticket) or self._in_lane(ticket)
@@ -179,6 +181,7 @@ class Engine:
 
 def error_answer(call: Call, body: ErrorBody) -> Answer:
     """Return an error as it goes out."""
-    document = body.document(log_url=f"https://dashboard.stripe.com/logs/{call.request_id}")
+    log_url = f"https://dashboard.stripe.com/logs/{call.request_id}"
+    document = body.document_v2() if call.is_v2 else body.document(log_url=log_url)
     encoded = json.dumps(document).encode()
     return Answer(status=body.status, body=encoded, headers=dict(body.headers), request_id=call.request_id)

@@ -1,4 +1,4 @@
-"""Refusals in the shapes and words of Stripe's v1 API.
+"""Refusals in the words of Stripe's v1 API, and in the shapes of v1 and v2.
 
 The wording of duplicates, old timestamps and digits was seen on the wire; other texts are in Stripe's manner, and a
 client should not depend on them.
@@ -6,6 +6,7 @@ client should not depend on them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,11 @@ class ErrorBody:
         if self.param is not None:
             error["param"] = self.param
         return {"error": error}
+
+    def document_v2(self) -> dict[str, object]:
+        """Return the JSON body as v2 has it: always with a code."""
+        code = "not_found" if self.status == HTTPStatus.NOT_FOUND else self.code or self.type
+        return {"error": {"code": code, "message": self.message, "type": self.type}}
 
 
 class Refusal(Exception):  # noqa: N818  # it is an expected answer of the API on its way out, not an error of ours

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from meterctl.sandbox.local_stripe import snapshots, subscriptions
+from meterctl.sandbox.local_stripe import core_events, snapshots, subscriptions
 from meterctl.sandbox.local_stripe.console import Console
-from meterctl.sandbox.local_stripe.events import SnapshotEvent
+from meterctl.sandbox.local_stripe.events import RelatedObject, SnapshotEvent, ThinEvent
 from meterctl.sandbox.local_stripe.model import Json
 from meterctl.sandbox.local_stripe.subscription_documents import Subscription
 
@@ -38,6 +38,25 @@ class EventConsole(Console):
                     previous=previous_attributes,
                     created=_instant(created),
                     api_version=api_version,
+                ).id
+            ),
+        )
+
+    def emit_thin(
+        self,
+        kind: str,
+        data: Json,
+        *,
+        related: RelatedObject | None = None,
+        created: Instant | None = None,
+        livemode: bool = False,
+    ) -> str:
+        """Keep a thin event of type `kind` with any data, return its id."""
+        return self._with_books(
+            livemode,
+            lambda books, context: (
+                core_events.emit_thin(
+                    books, kind, data, related=related, created=_instant(created) or context.now, emitted=context.now
                 ).id
             ),
         )
@@ -129,6 +148,10 @@ class EventConsole(Console):
     def snapshot_events(self, *, livemode: bool = False) -> list[SnapshotEvent]:
         """Return every event of v1 in the order they came to be."""
         return self._with_books(livemode, lambda books, _: list(books.snapshots))
+
+    def thin_events(self, *, livemode: bool = False) -> list[ThinEvent]:
+        """Return every event of v2 in the order they came to be."""
+        return self._with_books(livemode, lambda books, _: list(books.thin_events))
 
 
 def _instant(given: Instant | None) -> datetime | None:

@@ -4,11 +4,11 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
-from meterctl.sandbox.local_stripe.model import Json
+from meterctl.sandbox.local_stripe.model import Json, iso_ms
 
 API_VERSION = "2026-10-28.endive"
 """Version that stripe-python 16.1.0 pins; told where the caller names none."""
@@ -46,6 +46,41 @@ class SnapshotEvent:
         }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelatedObject:
+    """What a thin event is about, to be fetched at `url`."""
+
+    id: str
+    type: str
+    url: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThinEvent:
+    """An event of v2: a notification, with `data` for who fetches it."""
+
+    id: str
+    type: str
+    data: Json
+    related: RelatedObject | None
+    created: datetime
+    emitted: datetime
+    livemode: bool
+
+    def document(self, *, with_data: bool) -> Json:
+        """Return the API's event (OpenAPI `v2.core.event`); without data it is the notification."""
+        related = {} if self.related is None else {"related_object": asdict(self.related)}
+        return {
+            "id": self.id,
+            "object": "v2.core.event",
+            "created": iso_ms(self.created),
+            "livemode": self.livemode,
+            "type": self.type,
+            **related,
+            **({"data": self.data} if with_data else {}),
+        }
+
+
 class _Event(Protocol):
     @property
     def created(self) -> datetime: ...
@@ -64,7 +99,7 @@ def is_kept(event: _Event, now: datetime) -> bool:
 def listed(events: Sequence[AnyEvent], now: datetime) -> list[AnyEvent]:
     """Given events in the order they came to be, return those that a list shows, newest first."""
     shown = [event for event in reversed(events) if is_kept(event, now)]
-    return sorted(shown, key=lambda event: int(event.created.timestamp()), reverse=True)
+    return sorted(shown, key=lambda event: event.created, reverse=True)
 
 
 Bounds = Mapping[str, datetime]

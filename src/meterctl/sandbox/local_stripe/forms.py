@@ -1,9 +1,9 @@
 """Form bodies and queries: bracketed keys to nested parameters, checked against a declared shape."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from meterctl.sandbox.local_stripe.errors import Refusal, invalid, missing_param, unknown_param
 
@@ -34,6 +34,19 @@ def _nest(params: Params, key: str, value: str) -> None:
         level = inner
     # `expand[]` repeats one empty key: number the items, order is all that matters
     level[rest[-1] or str(len(level))] = value
+
+
+def unparse(params: Params) -> str:
+    """Return the query that `parse` reads as `params`."""
+    return urlencode(list(_flat(params)))
+
+
+def _flat(params: Params, inside: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in params.items():
+        if isinstance(value, dict):
+            yield from _flat(value, _full(inside, name))
+        else:
+            yield _full(inside, name), value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,11 @@ def iso(instant: datetime) -> str:
     return instant.isoformat().replace("+00:00", "Z")
 
 
+def iso_ms(instant: datetime) -> str:
+    """Return it as Stripe's v2 writes instants: always with milliseconds."""
+    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Customer:
     """A customer: only what metering needs of one."""

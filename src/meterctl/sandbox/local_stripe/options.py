@@ -30,6 +30,9 @@ class StripeOptions:
     events_before_basil: bool = False
     """Events in the shape before 2025-03-31.basil: a subscription's period on itself, an invoice's subscription too."""
 
+    v2_list_has_data: bool = False
+    """Whether the events that `GET /v2/core/events` lists carry their `data`."""
+
     latency_ms: float = 0
     """Real milliseconds each call of the API takes, half before and half after it is executed."""
 
@@ -64,7 +67,7 @@ def _check(name: str, value: object) -> None:
 
 
 _CHOICES = {"unknown_customer": ("now", "later"), "zero_usage": ("empty", "zero_row")}
-_BOOLEANS = {"concurrency_check", "accept_any_key", "mute", "events_before_basil"}
+_BOOLEANS = {"concurrency_check", "accept_any_key", "mute", "events_before_basil", "v2_list_has_data"}
 
 
 def _fits(name: str, value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Stripe's cursor pagination over a list of documents."""
+"""Stripe's pagination over a list of documents: cursors in v1, links in v2."""
 
 from collections.abc import Sequence
 
@@ -31,6 +31,31 @@ def page_of(documents: Sequence[Json], params: Params, *, url: str, what: str) -
         rest = documents[start:]
         page = rest[:limit]
     return {"object": "list", "data": list(page), "has_more": len(rest) > limit, "url": url}
+
+
+def linked_page_of(documents: Sequence[Json], params: Params, *, url: str) -> Json:
+    """Return the page of a v2 list that `limit` and `page` ask for, with links to its neighbours.
+
+    A page is named after the document it follows or precedes, so that new ones at the top move nothing.
+    """
+    limit = _limit(params)
+    side, _, cursor = (forms.text(params, "page") or "").partition("-")
+    if side == "before":
+        end = _position(documents, cursor, "page", "page")
+        start = max(0, end - limit)
+    else:
+        start = _position(documents, cursor, "page", "page") + 1 if side else 0
+        end = start + limit
+    page = list(documents[start:end])
+
+    def link(neighbour: str) -> str:
+        return f"{url}?{forms.unparse({**params, 'page': neighbour})}"
+
+    return {
+        "data": page,
+        "next_page_url": link(f"after-{page[-1]['id']}") if page and documents[end:] else None,
+        "previous_page_url": link(f"before-{page[0]['id']}") if page and start else None,
+    }
 
 
 def _limit(params: Params) -> int:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from meterctl.sandbox.local_stripe import prices, resources, rules, snapshots, summaries
+from meterctl.sandbox.local_stripe import core_events, prices, resources, rules, snapshots, summaries
 from meterctl.sandbox.local_stripe.faults import METER_EVENTS
 from meterctl.sandbox.local_stripe.forms import Params, Shape
 from meterctl.sandbox.local_stripe.model import Json
@@ -114,6 +114,20 @@ OPERATIONS = (
         path="/v1/events/{id}",
         shape=resources.RETRIEVE_SHAPE,
         run=lambda books, event_id, _params, context: snapshots.retrieve_event(books, event_id, context),
+    ),
+    Operation(
+        name="core_events.list",
+        method="GET",
+        path="/v2/core/events",
+        shape=core_events.LIST_SHAPE,
+        run=lambda books, _id, params, context: core_events.list_events(books, params, context),
+    ),
+    Operation(
+        name="core_events.retrieve",
+        method="GET",
+        path="/v2/core/events/{id}",
+        shape={},
+        run=lambda books, event_id, _params, context: core_events.retrieve_event(books, event_id, context),
     ),
     Operation(
         name=METER_EVENTS,

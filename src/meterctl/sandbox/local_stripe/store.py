@@ -11,7 +11,7 @@ from meterctl.sandbox.local_stripe.idempotency import IdempotencyKeys
 from meterctl.sandbox.local_stripe.model import WINDOW_S, AsyncRejection, Customer, Formula, Meter, Price, StoredEvent
 
 if TYPE_CHECKING:
-    from meterctl.sandbox.local_stripe.events import SnapshotEvent
+    from meterctl.sandbox.local_stripe.events import SnapshotEvent, ThinEvent
     from meterctl.sandbox.local_stripe.subscription_documents import Subscription
 
 
@@ -33,6 +33,8 @@ class Books:
         self.subscriptions: dict[str, Subscription] = {}
         self.snapshots: list[SnapshotEvent] = []
         """Events of v1 in the order they came to be."""
+        self.thin_events: list[ThinEvent] = []
+        """Events of v2, the same."""
         self.keys = IdempotencyKeys()
         self._by_lane: dict[tuple[str, str], list[StoredEvent]] = defaultdict(list)
         self._ids: dict[str, int] = defaultdict(int)
