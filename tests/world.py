@@ -18,6 +18,8 @@ from psycopg.rows import dict_row
 from meterctl.actions.meter_report import MeterJob, ReportOptions
 from meterctl.actions.report import Report, ReportResult
 from meterctl.actions.settle import Settlement, Settlements
+from meterctl.actions.stripe_events import Acting, Pull
+from meterctl.cli.event_wiring import EventWiring
 from meterctl.cli.meter_wiring import MeterWiring
 from meterctl.cli.report_run import strays
 from meterctl.clock import HostClock
@@ -27,17 +29,19 @@ from meterctl.core.model import Claim
 from meterctl.core.pacing import TokenBucket
 from meterctl.core.scope import Scope
 from meterctl.dispatch import SerialDispatcher
-from meterctl.ports import Dispatcher, MeterEvents, StopRequest, Totals, UsageSource
+from meterctl.ports import Acted, Dispatcher, MeterEvents, StopRequest, Totals, UsageSource
 from meterctl.postgres.identity import claim_ledger
 from meterctl.postgres.ledger import EVERYTHING, note_told, take_over
 from meterctl.postgres.lock import MeterLocks
 from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.runs import finish_run, start_run
 from meterctl.postgres.sources import Sources
+from meterctl.postgres.stripe_events import EventSelection, event_store
 from meterctl.postgres.usage_queries import LedgerOwner
 from meterctl.sandbox.local_stripe import LocalStripe
 from meterctl.settings import RowsMeter, Settings, load_settings
 from meterctl.stripe_api.client import stripe_client
+from meterctl.stripe_api.events import lists_of
 from meterctl.stripe_api.single import SingleEvents
 from meterctl.stripe_api.summaries import MeterSummaries
 
@@ -160,6 +164,24 @@ class World:
                 grace=timedelta(hours=1),
                 may_go_on=lambda: True,
             ).run()
+
+    def pull(self) -> list[Acted]:
+        """Read Stripe's lists of events and act on what is new, as `meterctl webhooks pull` does."""
+        settings, acted = self.settings(), list[Acted]()
+        with psycopg.connect(self.database_url, autocommit=True) as opened:
+            connection = self.wrap_connection(opened)
+            wiring = EventWiring(
+                connection=connection, settings=settings, account=self.stripe.account_id, clock=self.time
+            )
+            store = event_store(connection, settings)
+            pull = Pull(store=store, lists=wiring.stripe, account=self.stripe.account_id, livemode=False)
+            for some in lists_of(settings.webhooks.handle):
+                pull.run(some, now=self.time.now())
+            acting = Acting(actions=wiring.actions(), may_go_on=lambda: True, tell=acted.append)
+            acting.run(store.ids(EventSelection(statuses=("received",))))
+        if acting.unavailable is not None:
+            raise acting.unavailable
+        return acted
 
     def source(self, key: str) -> UsageSource:
         """A meter's usage as a report reads it, on this world's own connection."""

@@ -1,18 +1,19 @@
 """What the actions need from the outside, in the design's words. Adapters: `postgres`, `stripe_api`, `dispatch`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
 
 from meterctl.core.meter_check import StripeMeter
-from meterctl.core.model import Claim, Heard, MeterEvent, Outcome
+from meterctl.core.model import Claim, Heard, MeterEvent, Outcome, State
 from meterctl.core.reconciliation import Difference, Proof, SpanBooks
 from meterctl.core.scope import Scope, UsageSpan
 from meterctl.core.settlement import Books, HeldReason, Series, Verdict, Window
 from meterctl.core.spans import Span
 from meterctl.core.state import Transition
+from meterctl.core.stripe_event import StripeEvent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,13 +231,28 @@ class MeterLedger(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SettledEvent:
-    """A doubt that is none any more. `expired`: proven absent, but too old to be sent."""
+    """A doubt that is none any more.
+
+    What is absent is pending again; expired if it is too old to be sent; rejected, under Stripe's `code`, if Stripe had
+    reported it.
+    """
 
     id: int
     source_row_id: str | None
     quantity: Decimal
     late: bool = False
-    expired: bool = False
+    state: State = State.ACCEPTED
+    code: str | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether it is too old to be sent again."""
+        return self.state is State.EXPIRED
+
+    @property
+    def rejected(self) -> bool:
+        """Whether Stripe rejected it after it had answered 200."""
+        return self.state is State.REJECTED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -357,6 +373,53 @@ class MeterCatalog(Protocol):
 
     def is_priced(self, meter_id: str) -> bool:
         """Return whether an active price is linked to the meter. Raises the MeterctlError that fits."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Acted:
+    """An event of Stripe's and what was done about it: received, processed, ignored or failed. `was_done`: before."""
+
+    event: StripeEvent
+    status: str
+    outcome: str | None = None
+    at: datetime | None = None
+    was_done: bool = False
+
+
+class StripeEventStore(Protocol):
+    """Stripe's events, each once."""
+
+    def store(self, events: Sequence[StripeEvent], *, source: str) -> list[str]:
+        """Keep events; return the ids of those that are new."""
+        ...
+
+    def read(self, event_id: str) -> Acted:
+        """Return an event, and what was done about it."""
+        ...
+
+    def act(self, event: StripeEvent, effect: Callable[[StripeEvent], tuple[str, str]], *, again: bool) -> Acted:
+        """Carry out `effect` (event → status, outcome) and mark the event, in one transaction; what is done stays."""
+        ...
+
+    def fail(self, event_id: str, error: str, *, again: bool) -> None:
+        """Note why acting on an event failed."""
+        ...
+
+    def cursors(self, account: str, *, livemode: bool) -> dict[str, datetime]:
+        """Return up to when Stripe's lists were read, by type of event."""
+        ...
+
+    def advance(self, types: Collection[str], read_until: datetime, account: str, *, livemode: bool) -> None:
+        """Note up to when Stripe's lists were read."""
+        ...
+
+
+class StripeEventLists(Protocol):
+    """Stripe's lists of its events of the last 30 days, newest first."""
+
+    def pages(self, types: Collection[str], since: datetime) -> Iterator[list[StripeEvent]]:
+        """Yield the events created since then, page by page. Raises the MeterctlError that fits."""
         ...
 
 

@@ -20,6 +20,9 @@ HINTS = {
     "fell_to_zero": "more than half of all levels fell to 0 at once, so none of these was sent; if it is true: "
     "`meterctl report-sensors --accept-zeros`",
     "uncounted": "what is inserted there is billed to nobody: `meterctl db adopt` shows and installs what is missing",
+    "error_report": "Stripe rejected usage after it had accepted it; its totals decide: `meterctl webhooks list`",
+    "unnamed_errors": "Stripe rejected usage without naming it; find it: `meterctl reconcile --meter {meter}{span}`",
+    "webhook_failed": "mend the cause, then `meterctl webhooks replay --failed`",
     "unknown_meter": "no enabled meter sends it: restore or enable one in the configuration; what there is stays due",
 }
 """Problem → what to do next; other rejections are mended at their cause and retried."""
@@ -102,6 +105,9 @@ class Tally:
         self.expired += len(expired)
         if expired:
             self.problem("expired", expired, count=len(expired))
+        for event in (event for event in absent if event.rejected):
+            self.rejected += 1
+            self.problem(event.code or "rejected", [str(event.source_row_id or event.id)])
 
     def problem(self, code: str, sample_ids: Iterable[str], *, count: int = 1, hint: str | None = None) -> None:
         """Note something for a person; `hint`: another than its code's."""

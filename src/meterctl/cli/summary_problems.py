@@ -8,8 +8,11 @@ from meterctl.actions.tally import Tally, hint_for, late_hint
 from meterctl.core.model import RESEND_LIMIT, Problem
 from meterctl.postgres.connect import Connection
 from meterctl.postgres.counter import unknown_usage
+from meterctl.postgres.error_reports import open_reports
 from meterctl.postgres.sources import Sources
+from meterctl.postgres.stripe_events import event_store
 from meterctl.postgres.summary import LedgerProblem, MeterFigures, ledger_problems
+from meterctl.render.values import iso
 from meterctl.settings import Settings
 
 Named = tuple[str, Problem]
@@ -26,8 +29,10 @@ def open_problems(
     return [
         *_in_ledger(ledger_problems(connection, now), figures),
         *(named for figure in figures for named in _of_figures(figure, settings)),
+        *_of_reports(connection, now, figures),
         *_of_usage(connection, settings, now, only),
         *(_unknown(connection, settings) if not only else ()),
+        *(_failed_events(connection, settings) if not only else ()),
     ]
 
 
@@ -46,6 +51,22 @@ def _of_figures(figure: MeterFigures, settings: Settings) -> Iterator[Named]:
     if still_open and figure.event_name not in {meter.event_name for meter in settings.enabled_meters.values()}:
         hint = hint_for("unknown_meter")
         yield figure.event_name, Problem(code="unknown_meter", count=still_open, hint=hint)
+
+
+def _of_reports(connection: Connection, now: datetime, figures: Sequence[MeterFigures]) -> Iterator[Named]:
+    shown = {figure.event_name for figure in figures}
+    for one in open_reports(connection, now):
+        if one.event_name in shown:
+            span = f" --since {iso(one.since)} --until {iso(one.until)}" if one.since else ""
+            one.problem.hint = hint_for(one.problem.code).format(meter=one.event_name, span=span)
+            yield one.event_name, one.problem
+
+
+def _failed_events(connection: Connection, settings: Settings) -> Iterator[Named]:
+    count, samples = event_store(connection, settings).count_failed(livemode=settings.stripe.mode == "live")
+    if count:
+        hint = hint_for("webhook_failed")
+        yield "webhooks", Problem(code="webhook_failed", count=count, sample_ids=samples, hint=hint)
 
 
 def _of_usage(connection: Connection, settings: Settings, now: datetime, only: Sequence[str]) -> Iterator[Named]:

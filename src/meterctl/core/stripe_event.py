@@ -25,7 +25,7 @@ class StripeEvent:
     @property
     def is_thin(self) -> bool:
         """Whether its data are to be fetched."""
-        return bool(self.payload["object"] == THIN)
+        return self.payload.get("object") == THIN
 
     @property
     def is_whole(self) -> bool:

@@ -195,7 +195,10 @@ class PostgresMeterLedger:
 
     def _composed(self, text: LiteralString) -> sql.Composed:
         claim = sql.SQL(query("ledger", "claim"))
-        return sql.SQL(text).format(claim=claim, only=self._only, may_be_sent=self._may_be_sent)
+        reported_lately = sql.SQL(query("error_reports", "reported_lately"))
+        return sql.SQL(text).format(
+            claim=claim, only=self._only, may_be_sent=self._may_be_sent, reported_lately=reported_lately
+        )
 
     def _horizon(self, doubt_horizon: datetime) -> datetime:
         """Return since when a doubt is too old to be sent again."""
@@ -273,11 +276,10 @@ def note_told(
     connection: psycopg.Connection, run_id: int, *, meters: Sequence[str], event_names: Sequence[str]
 ) -> None:
     """Note that what these meters had to tell by the end of this run has been printed."""
+    parameters = {"run_id": run_id, "meters": list(meters), "event_names": list(event_names)}
     with transaction(connection):
-        connection.execute(
-            query("ledger", "note_told"),
-            {"run_id": run_id, "meters": list(meters), "event_names": list(event_names)},
-        )
+        connection.execute(query("ledger", "note_told"), parameters)
+        connection.execute(query("ledger", "note_reports_told"), parameters)
 
 
 def undeliverable(connection: psycopg.Connection, event_names: Sequence[str]) -> list[Undeliverable]:

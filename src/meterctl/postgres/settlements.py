@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT, SettledBy
+from meterctl.core.model import PAST_LIMIT, RESEND_LIMIT, SettledBy, State
 from meterctl.core.settlement import QUIET_MIN, SERIES_MIN, Books, Doubt, HeldEvent, Series, Verdict, Window
 from meterctl.ports import Settled, SettledEvent
 from meterctl.postgres.connect import transaction
@@ -128,19 +128,25 @@ def accept(
         query("settle", "accept"),
         {"ids": list(ids), "settled_by": settled_by.value, "now": now, "grace": grace, "reason": reason},
     ).fetchall()
+    _decide_reports(connection, "explained", [row[0] for row in rows])
     return tuple(SettledEvent(id=row[0], source_row_id=row[1], quantity=row[2], late=row[3]) for row in rows)
 
 
 def put_back(
     connection: psycopg.Connection, ids: Sequence[int], now: datetime, *, reason: str | None = None
 ) -> tuple[SettledEvent, ...]:
-    """Make doubtful events due again, or expired, within the caller's transaction."""
+    """Make doubtful events due again, expired, or rejected if Stripe reported them, within the caller's transaction."""
     rows = connection.execute(
         query("settle", "return"), {"ids": list(ids), "expired_before": now - PAST_LIMIT, "reason": reason}
     ).fetchall()
+    _decide_reports(connection, "rejected", [row[0] for row in rows])
     return tuple(
-        SettledEvent(id=row[0], source_row_id=row[2], quantity=row[3], expired=row[1] == "expired") for row in rows
+        SettledEvent(id=row[0], source_row_id=row[2], quantity=row[3], state=State(row[1]), code=row[4]) for row in rows
     )
+
+
+def _decide_reports(connection: psycopg.Connection, verdict: str, ids: Sequence[int]) -> None:
+    connection.execute(query("settle", "explain"), {"verdict": verdict, "ids": list(ids)})
 
 
 def held_events(connection: psycopg.Connection, event_names: Sequence[str], *, limit: int) -> list[HeldEvent]:

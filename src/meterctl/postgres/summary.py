@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from meterctl.core.model import RESEND_LIMIT, Problem
@@ -95,8 +96,11 @@ def meter_figures(connection: Connection, now: datetime, unreported: Mapping[str
 
 def ledger_problems(connection: Connection, now: datetime) -> list[LedgerProblem]:
     """Return what is open for a person, by meter and code, without hints."""
+    text = sql.SQL(query("summary", "problems")).format(
+        reported_lately=sql.SQL(query("error_reports", "reported_lately"))
+    )
     with transaction(connection, read_only=True), connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(query("summary", "problems"), {"undecided_before": now - UNDECIDED_MAX}).fetchall()
+        rows = cursor.execute(text, {"undecided_before": now - UNDECIDED_MAX}).fetchall()
     return [
         LedgerProblem(
             event_name=row["event_name"],

@@ -43,12 +43,13 @@ class MeterSettled:
     def figures(self) -> dict[str, int]:
         """Return the counts under the names `--json` uses."""
         if self.result is None:
-            return dict.fromkeys(("reads", "present", "absent", "expired", "held", "waiting"), 0)
+            return dict.fromkeys(("reads", "present", "absent", "expired", "rejected", "held", "waiting"), 0)
         return {
             "reads": self.result.read_count,
             "present": len(self.result.present),
-            "absent": sum(not event.expired for event in self.result.absent),
+            "absent": sum(not (event.expired or event.rejected) for event in self.result.absent),
             "expired": sum(event.expired for event in self.result.absent),
+            "rejected": sum(event.rejected for event in self.result.absent),
             "held": sum(map(len, self.result.held.values())),
             "waiting": self.result.waiting_count,
         }

@@ -64,3 +64,8 @@ class WebhookSettings(Section):
     subscriptions: SubscriptionsSettings | None = Field(
         default=None, description="The table that the events of subscriptions keep true."
     )
+
+    @property
+    def events_parts(self) -> tuple[str, ...] | None:
+        """The own table's name as SQL identifiers: (table,) or (schema, table)."""
+        return tuple(self.events.split(".")) if self.events else None

@@ -10,13 +10,17 @@ from meterctl.errors import NotPermittedError, RefusedError, UnavailableError
 T = TypeVar("T")
 
 
-def asked(call: Callable[[], T]) -> T:
-    """Return what Stripe answers.
+THROTTLED_WAITS_S = (1.0, 4.0, 16.0)
+"""Waits before a read that Stripe answered with 429 is tried again."""
+
+
+def asked(call: Callable[[], T], *, sleep: Callable[[float], object] | None = None) -> T:
+    """Return what Stripe answers. With `sleep` a question that was throttled is asked again, three times.
 
     Raises NotPermittedError (401, 403), RefusedError (400, 404), UnavailableError for every other failure.
     """
     try:
-        return call()
+        return call() if sleep is None else _patiently(call, sleep)
     except stripe.AuthenticationError as error:
         raise NotPermittedError("Stripe refuses the key (401)", hint="check STRIPE_SECRET_KEY") from error
     except stripe.PermissionError as error:
@@ -31,3 +35,12 @@ def asked(call: Callable[[], T]) -> T:
     except stripe.StripeError as error:
         what = f"HTTP {error.http_status}" if error.http_status else "no answer"
         raise UnavailableError(f"Stripe is away ({what})", hint="nothing is lost; run again") from error
+
+
+def _patiently(call: Callable[[], T], sleep: Callable[[float], object]) -> T:
+    for wait_s in THROTTLED_WAITS_S:
+        try:
+            return call()
+        except stripe.RateLimitError:
+            sleep(wait_s)
+    return call()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import stripe
 
@@ -17,12 +17,6 @@ from meterctl.stripe_api.date import answered_at
 
 READS_PER_S = 10.0
 """Pace of reads: well below Stripe's 25 a second in test mode, which everything else shares (rate-limit page)."""
-
-THROTTLED_WAITS_S = (1.0, 4.0, 16.0)
-"""Waits before a read that Stripe answered with 429 is tried again."""
-
-
-T = TypeVar("T")
 
 WINDOW_NAMES = {HOUR: "hour", DAY: "day"}
 
@@ -90,18 +84,10 @@ class MeterSummaries:
 
     def _asked(self, meter_id: str, params: Mapping[str, Any]) -> stripe.ListObject[Any]:
         self._sleep(self._wait_s)
-        answer = asked(lambda: self._patiently(lambda: self._list(meter_id, params)))
+        answer = asked(lambda: self._list(meter_id, params), sleep=self._sleep)
         if any(summary.livemode is not self._livemode for summary in answer.data):
             raise ConfigurationError("Stripe's totals are of another mode than the run was started for")
         return answer
-
-    def _patiently(self, call: Callable[[], T]) -> T:
-        for wait_s in THROTTLED_WAITS_S:
-            try:
-                return call()
-            except stripe.RateLimitError:
-                self._sleep(wait_s)
-        return call()
 
     def _list(self, meter_id: str, params: Mapping[str, Any]) -> stripe.ListObject[Any]:
         listed = self._client.v1.billing.meters.event_summaries.list
@@ -109,7 +95,7 @@ class MeterSummaries:
 
     @cached_property
     def _meter_ids(self) -> list[str]:
-        return asked(lambda: self._patiently(self._found_ids))
+        return asked(self._found_ids, sleep=self._sleep)
 
     def _found_ids(self) -> list[str]:
         meters = self._client.v1.billing.meters.list({"limit": 100}, {"max_network_retries": 0})

@@ -76,6 +76,7 @@ CREATE TABLE meterctl.error_reports (
     validation_start timestamptz NOT NULL,
     validation_end   timestamptz NOT NULL,
     created          timestamptz NOT NULL,
+    noted_at         timestamptz NOT NULL,
     told             boolean NOT NULL DEFAULT false, -- a run lived to name it
     CONSTRAINT samples_are_errors CHECK (sample_count BETWEEN 0 AND error_count)
 );

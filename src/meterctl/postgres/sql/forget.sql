@@ -20,7 +20,8 @@ ORDER BY meter
 -- What deleting needs and the plain role of the nightly job lacks.
 SELECT t.relname
 FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace
-WHERE n.nspname = 'meterctl' AND t.relname IN ('meter_events', 'runs', 'identity', 'settlements', 'reconciliations')
+WHERE n.nspname = 'meterctl' AND t.relname IN (
+    'meter_events', 'runs', 'identity', 'settlements', 'reconciliations', 'error_samples', 'error_reports', 'cursors')
   AND NOT has_table_privilege(t.oid, 'DELETE')
 ORDER BY 1
 
@@ -95,11 +96,14 @@ WHERE u.{id} = free.id AND u.{occurred_at} IS NOT DISTINCT FROM free.occurred_at
 RETURNING u.{reported_at} IS NULL
 
 -- name: delete
--- Events, and those that they replaced.
+-- Events, those that they replaced, and what Stripe reported of them.
 WITH RECURSIVE chain AS (
     SELECT event.id, event.replaces FROM meterctl.meter_events AS event WHERE event.id = ANY (%(ids)s)
     UNION ALL
     SELECT older.id, older.replaces FROM chain JOIN meterctl.meter_events AS older ON older.id = chain.replaces
+),
+reported AS (
+    DELETE FROM meterctl.error_samples AS sample USING chain WHERE sample.meter_event_id = chain.id
 )
 DELETE FROM meterctl.meter_events AS event USING chain WHERE event.id = chain.id AND NOT event.livemode
 
@@ -107,7 +111,8 @@ DELETE FROM meterctl.meter_events AS event USING chain WHERE event.id = chain.id
 SELECT NOT EXISTS (SELECT FROM meterctl.meter_events) AS is_empty
 
 -- name: delete_runs
-WITH evidence AS (DELETE FROM meterctl.settlements), proofs AS (DELETE FROM meterctl.reconciliations)
+WITH evidence AS (DELETE FROM meterctl.settlements), proofs AS (DELETE FROM meterctl.reconciliations),
+     cursors AS (DELETE FROM meterctl.cursors WHERE NOT livemode)
 DELETE FROM meterctl.runs WHERE mode = 'test'
 
 -- name: delete_identity

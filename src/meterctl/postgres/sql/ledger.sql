@@ -200,7 +200,8 @@ SELECT count(*) FILTER (WHERE held OR NOT may_be_sent) AS held_count,
        count(*) FILTER (WHERE NOT held AND run_id IS DISTINCT FROM %(run_id)s AND may_be_sent) AS untried_count
 FROM (
     SELECT id, run_id, held_reason IS NOT NULL OR (state = 'in_doubt' AND doubt_since <= %(doubt_horizon)s) AS held,
-           held_reason IS NOT NULL OR (state = 'in_doubt' AND doubt_since <= %(undecided_before)s) AS for_a_person,
+           held_reason IS NOT NULL OR (state = 'in_doubt' AND doubt_since <= %(undecided_before)s
+                                       AND NOT {reported_lately}) AS for_a_person,
            {may_be_sent} AS may_be_sent
     FROM meterctl.meter_events AS e
     WHERE event_name = %(event_name)s AND state IN ('pending', 'in_doubt') AND {only}
@@ -221,6 +222,11 @@ FROM meterctl.meter_events
 WHERE NOT told AND (state IN ('rejected', 'expired') OR late)
   AND (event_name = %(event_name)s OR meter = %(meter)s)
 GROUP BY 1, error_code
+UNION ALL
+SELECT 'error_report', NULL, sum(error_count)::bigint, 0, (array_agg(event_id ORDER BY created))[1:5]
+FROM meterctl.error_reports
+WHERE NOT told AND event_name = %(event_name)s
+HAVING count(*) > 0
 
 -- name: note_told
 -- A run has printed what there was; what another has found since is that one's to tell.
@@ -229,6 +235,12 @@ WHERE NOT told AND (state IN ('rejected', 'expired') OR late)
   AND (event_name = ANY (%(event_names)s) OR meter = ANY (%(meters)s))
   AND coalesce(run_id, 0) <= %(run_id)s
   AND collected_at <= (SELECT finished_at FROM meterctl.runs WHERE id = %(run_id)s)
+
+-- name: note_reports_told
+-- Those that were there when the run began: it looked for them then.
+UPDATE meterctl.error_reports SET told = true
+WHERE NOT told AND event_name = ANY (%(event_names)s)
+  AND noted_at <= (SELECT started_at FROM meterctl.runs WHERE id = %(run_id)s)
 
 -- name: undeliverable
 -- Open events of meters that no longer exist: nothing will ever send them.

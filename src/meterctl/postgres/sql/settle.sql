@@ -70,16 +70,35 @@ WHERE id = ANY (%(ids)s) AND state = 'in_doubt'
 RETURNING id, source_row_id, quantity, late
 
 -- name: return
--- Proven absent: due again under the same identifier, a second guard that costs nothing: should Stripe say that it knows
--- it, the event is in doubt once more. Too old for Stripe: expired.
-UPDATE meterctl.meter_events
-SET state = CASE WHEN sent_timestamp < %(expired_before)s THEN 'expired' ELSE 'pending' END,
-    doubt_since = NULL, held_reason = NULL, closed_reason = %(reason)s, told = false, proven_absent = true,
-    error_code = CASE WHEN sent_timestamp < %(expired_before)s THEN 'expired' END,
-    error_message = CASE WHEN sent_timestamp < %(expired_before)s
-                         THEN 'proven absent from Stripe, and older than the 35 days it takes' END
-WHERE id = ANY (%(ids)s) AND state = 'in_doubt'
-RETURNING id, state, coalesce(source_row_id, identifier) AS sample_id, quantity
+-- Proven absent. What Stripe's own report named it has rejected, for the reason that it gave. All else is due again under
+-- the same identifier, a second guard that costs nothing: should Stripe say that it knows it, the event is in doubt once
+-- more. Too old for Stripe: expired.
+UPDATE meterctl.meter_events AS event
+SET state = fate.state, doubt_since = NULL, held_reason = NULL, closed_reason = %(reason)s, told = false,
+    proven_absent = true, error_code = coalesce(fate.code, nullif(fate.state, 'pending')), error_message = fate.message
+FROM (
+    SELECT doubt.id, report.code,
+           CASE WHEN report.code IS NOT NULL THEN 'rejected'
+                WHEN doubt.sent_timestamp < %(expired_before)s THEN 'expired' ELSE 'pending' END AS state,
+           CASE WHEN report.code IS NOT NULL THEN report.message
+                WHEN doubt.sent_timestamp < %(expired_before)s
+                THEN 'proven absent from Stripe, and older than the 35 days it takes' END AS message
+    FROM meterctl.meter_events AS doubt
+    LEFT JOIN LATERAL (
+        SELECT sample.code, sample.message FROM meterctl.error_samples AS sample
+        WHERE sample.meter_event_id = doubt.id AND sample.verdict IS NULL
+        ORDER BY sample.id DESC LIMIT 1
+    ) AS report ON true
+    WHERE doubt.id = ANY (%(ids)s)
+) AS fate
+WHERE event.id = fate.id AND event.state = 'in_doubt'
+RETURNING event.id, event.state, coalesce(event.source_row_id, event.identifier) AS sample_id, event.quantity,
+          event.error_code
+
+-- name: explain
+-- What Stripe's reports said of these events is decided.
+UPDATE meterctl.error_samples SET verdict = %(verdict)s
+WHERE meter_event_id = ANY (%(ids)s) AND verdict IS NULL
 
 -- name: hold
 UPDATE meterctl.meter_events SET held_reason = %(held_reason)s WHERE id = ANY (%(ids)s) AND state = 'in_doubt'

@@ -49,10 +49,10 @@ SELECT event_name, code, count(*) AS count, (array_agg(sample ORDER BY sample))[
 FROM (
     SELECT event_name, coalesce(source_row_id, identifier, id::text) AS sample,
            CASE WHEN state = 'rejected' THEN error_code WHEN state = 'expired' THEN 'expired' ELSE 'held' END AS code
-    FROM meterctl.meter_events
+    FROM meterctl.meter_events AS e
     WHERE state IN ('pending', 'sending', 'in_doubt', 'rejected', 'expired')
       AND (state IN ('rejected', 'expired') OR held_reason IS NOT NULL
-           OR (state = 'in_doubt' AND doubt_since <= %(undecided_before)s))
+           OR (state = 'in_doubt' AND doubt_since <= %(undecided_before)s AND NOT {reported_lately}))
 ) AS problem
 GROUP BY event_name, code
 ORDER BY event_name, code

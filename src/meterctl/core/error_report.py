@@ -1,0 +1,117 @@
+"""What Stripe's validation says about meter events after it has answered 200.
+
+A report (`v1.billing.meter.error_report_triggered`, `…no_meter_found`) is evidence: it names some requests, and counts
+errors that it does not name.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from meterctl.core.stripe_event import StripeEvent
+from meterctl.errors import InputError
+
+REPORT_TYPES = frozenset({"v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"})
+
+_KEY = re.compile(r"(.+):[0-9]+", re.DOTALL)
+"""An Idempotency-Key of ours: the identifier, and how many answers had been heard."""
+
+_HASHED_KEY = re.compile(r"[0-9a-f]{64}")
+"""What stands for a key that a header cannot carry."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorSample:
+    """One error that a report names. `named`: our identifier, or the Idempotency-Key; Stripe does not say which."""
+
+    named: str
+    code: str
+    message: str | None
+
+    @property
+    def identifiers(self) -> tuple[str, ...]:
+        """The identifiers that it may mean."""
+        key = _KEY.fullmatch(self.named)
+        return (self.named, key[1]) if key else (self.named,)
+
+    @property
+    def may_be_hashed(self) -> bool:
+        """Whether it may stand for a key that a header cannot carry."""
+        return _HASHED_KEY.fullmatch(self.named) is not None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorReport:
+    """One report. Instants are aware UTC; what was validated between them is what it is about."""
+
+    event: StripeEvent
+    meter_id: str | None
+    error_count: int
+    samples: tuple[ErrorSample, ...]
+    validation_start: datetime
+    validation_end: datetime
+
+    @property
+    def unnamed_count(self) -> int:
+        """Errors that no sample names."""
+        return self.error_count - len(self.samples)
+
+
+def read_report(event: StripeEvent) -> ErrorReport:
+    """Given a whole event, return its report. Raises InputError naming what it lacks."""
+    data = _table(event.payload.get("data"), "data")
+    reason = _table(data.get("reason"), "data.reason")
+    samples = tuple(_samples(reason.get("error_types")))
+    related = event.payload.get("related_object")
+    return ErrorReport(
+        event=event,
+        meter_id=_text(related.get("id")) if isinstance(related, Mapping) else None,
+        error_count=max(_count(reason, samples), len(samples)),
+        samples=samples,
+        validation_start=_instant(data.get("validation_start"), event.created),
+        validation_end=_instant(data.get("validation_end"), event.created),
+    )
+
+
+def _samples(error_types: object) -> Iterator[ErrorSample]:
+    for kind in _tables(error_types):
+        code = _text(kind.get("code")) or "unknown"
+        for sample in _tables(kind.get("sample_errors")):
+            yield ErrorSample(
+                named=_named(sample.get("request")), code=code, message=_text(sample.get("error_message"))
+            )
+
+
+def _named(request: object) -> str:
+    """Return what names the request: older examples have `idempotency_key` (or `id`) where newer have `identifier`."""
+    found = request if isinstance(request, Mapping) else {}
+    return next((text for key in ("identifier", "idempotency_key", "id") if (text := _text(found.get(key)))), "")
+
+
+def _count(reason: Mapping[str, Any], samples: Sequence[ErrorSample]) -> int:
+    count = reason.get("error_count")
+    return count if isinstance(count, int) and not isinstance(count, bool) else len(samples)
+
+
+def _instant(value: object, default: datetime) -> datetime:
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) else default
+    except ValueError:
+        return default
+    return found.astimezone(UTC) if found.tzinfo else default
+
+
+def _table(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"the error report has no {name}", hint="fetch it anew: `meterctl webhooks pull`")
+    return value
+
+
+def _tables(value: object) -> Iterator[Mapping[str, Any]]:
+    yield from (one for one in (value if isinstance(value, list | tuple) else ()) if isinstance(one, Mapping))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
