@@ -9,6 +9,7 @@ from meterctl.sandbox.local_stripe.faults import Fault, FaultKind, RandomFaults
 from meterctl.sandbox.local_stripe.model import AsyncRejection, Customer, LoggedRequest, Meter, StoredEvent
 from meterctl.sandbox.local_stripe.options import StripeOptions
 from meterctl.sandbox.local_stripe.process import ControlError, StripeProcess
+from meterctl.sandbox.local_stripe.rejections import RandomRejections
 from meterctl.sandbox.local_stripe.server import LocalStripe
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LoggedRequest",
     "Meter",
     "RandomFaults",
+    "RandomRejections",
     "RelatedObject",
     "SandboxClock",
     "SnapshotEvent",

@@ -1,13 +1,14 @@
-"""v2 events: `GET /v2/core/events` and `GET /v2/core/events/{id}`, and how an event gets there."""
+"""v2 events: `GET /v2/core/events` and `GET /v2/core/events/{id}`."""
 
 from datetime import datetime
 
 from meterctl.sandbox.local_stripe import forms
 from meterctl.sandbox.local_stripe.errors import invalid, no_such
-from meterctl.sandbox.local_stripe.events import Bounds, RelatedObject, ThinEvent, is_kept, is_within, listed
+from meterctl.sandbox.local_stripe.events import Bounds, is_kept, is_within, listed
 from meterctl.sandbox.local_stripe.forms import Param, Params
 from meterctl.sandbox.local_stripe.model import Json
 from meterctl.sandbox.local_stripe.pages import linked_page_of
+from meterctl.sandbox.local_stripe.reports import bring_due
 from meterctl.sandbox.local_stripe.rules import Context
 from meterctl.sandbox.local_stripe.store import Books
 
@@ -20,25 +21,9 @@ LIST_SHAPE = {
 }
 
 
-def emit_thin(
-    books: Books, kind: str, data: Json, *, related: RelatedObject | None, created: datetime, emitted: datetime
-) -> ThinEvent:
-    """Keep an event of type `kind`; return it."""
-    event = ThinEvent(
-        id=books.new_id("evt_"),
-        type=kind,
-        data=data,
-        related=related,
-        created=created.replace(microsecond=created.microsecond // 1000 * 1000),
-        emitted=emitted,
-        livemode=books.livemode,
-    )
-    books.thin_events.append(event)
-    return event
-
-
 def list_events(books: Books, params: Params, context: Context) -> Json:
     """Return a page of events, newest first. `params` fit LIST_SHAPE."""
+    bring_due(books, context)
     kinds, bounds = set(forms.strings(params, "types").values()), _bounds(params)
     object_id = forms.text(params, "object_id")
     documents = [
@@ -53,6 +38,7 @@ def list_events(books: Books, params: Params, context: Context) -> Json:
 
 def retrieve_event(books: Books, event_id: str, context: Context) -> Json:
     """Return an event of the last 30 days with its data; raise the 404 of one that is not there."""
+    bring_due(books, context)
     for event in books.thin_events:
         if event.id == event_id and is_kept(event, context.now):
             return event.document(with_data=True)

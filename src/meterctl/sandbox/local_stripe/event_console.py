@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from meterctl.sandbox.local_stripe import core_events, snapshots, subscriptions
+from meterctl.sandbox.local_stripe import emission, reports, subscriptions
 from meterctl.sandbox.local_stripe.console import Console
 from meterctl.sandbox.local_stripe.events import RelatedObject, SnapshotEvent, ThinEvent
 from meterctl.sandbox.local_stripe.model import Json
+from meterctl.sandbox.local_stripe.rejections import CUSTOMER_NOT_FOUND, RandomRejections, ScriptedRejection
+from meterctl.sandbox.local_stripe.rules import Context
+from meterctl.sandbox.local_stripe.store import Books
 from meterctl.sandbox.local_stripe.subscription_documents import Subscription
 
 Instant = datetime | int
@@ -30,7 +33,7 @@ class EventConsole(Console):
         return self._with_books(
             livemode,
             lambda books, context: (
-                snapshots.emit(
+                emission.emit(
                     books,
                     kind,
                     about,
@@ -55,7 +58,7 @@ class EventConsole(Console):
         return self._with_books(
             livemode,
             lambda books, context: (
-                core_events.emit_thin(
+                emission.emit_thin(
                     books, kind, data, related=related, created=_instant(created) or context.now, emitted=context.now
                 ).id
             ),
@@ -150,8 +153,63 @@ class EventConsole(Console):
         return self._with_books(livemode, lambda books, _: list(books.snapshots))
 
     def thin_events(self, *, livemode: bool = False) -> list[ThinEvent]:
-        """Return every event of v2 in the order they came to be."""
-        return self._with_books(livemode, lambda books, _: list(books.thin_events))
+        """Return every event of v2 in the order they came to be, reports that have fallen due among them."""
+
+        def read(books: Books, context: Context) -> list[ThinEvent]:
+            reports.bring_due(books, context)
+            return list(books.thin_events)
+
+        return self._with_books(livemode, read)
+
+    def reject_later(
+        self,
+        identifier: str | None = None,
+        *,
+        customer: str | None = None,
+        event_name: str | None = None,
+        times: int = 1,
+        code: str = CUSTOMER_NOT_FOUND,
+        livemode: bool = False,
+    ) -> None:
+        """Drop the next `times` accepted events that match what is given, and report them."""
+        rejection = ScriptedRejection(
+            identifier=identifier, customer=customer, event_name=event_name, times=times, code=code
+        )
+        self._with_books(livemode, lambda books, _: books.rejection_script.add(rejection))
+
+    def set_random_rejections(self, rejections: RandomRejections | None, *, livemode: bool = False) -> None:
+        """Put seeded rejections in force in place of others; None takes them out."""
+        self._with_books(livemode, lambda books, _: books.rejection_script.set_random(rejections))
+
+    def report_error(
+        self,
+        identifier: str,
+        *,
+        code: str = CUSTOMER_NOT_FOUND,
+        message: str | None = None,
+        error_count: int | None = None,
+        meter_id: str | None = None,
+        livemode: bool = False,
+    ) -> str:
+        """Report an error now, whatever became of an event, return the report's id.
+
+        `identifier` goes out as the one sample's `request.identifier`, `error_count` may be more than that one. The
+        meter is that of the event stored under it, else the first there is; code `no_meter` names none.
+        """
+        return self._with_books(
+            livemode,
+            lambda books, context: (
+                reports.report_error(
+                    books,
+                    context,
+                    identifier=identifier,
+                    code=code,
+                    message=message or f"The event was rejected: {code}.",
+                    error_count=error_count or 1,
+                    meter_id=meter_id,
+                ).id
+            ),
+        )
 
 
 def _instant(given: Instant | None) -> datetime | None:

@@ -152,8 +152,9 @@ class Price:
 class StoredEvent:
     """A meter event that was answered with 200.
 
-    `value` is the text as it came, `quantity` exactly that number. `counted` is whether it counts in totals: not if the
-    customer is unknown, nor if a newer event of its window replaced it on a meter with `event_time_window`.
+    `value` is the text as it came, `quantity` exactly that number (0 of what is none). `meter_id` is "" where no meter
+    has the name. `counted` is whether it counts in totals: not if it was found invalid afterwards, nor if a newer event
+    of its window replaced it on a meter with `event_time_window`.
     """
 
     identifier: str
@@ -202,12 +203,14 @@ class StoredEvent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AsyncRejection:
-    """An event that was answered with 200 and dropped afterwards."""
+    """An event that was answered with 200 and found invalid afterwards; `meter_id` is None where no meter was found."""
 
     code: str
     message: str
     identifier: str
+    idempotency_key: str | None
     event_name: str
+    meter_id: str | None
     customer: str
     received: datetime
     livemode: bool
@@ -218,7 +221,9 @@ class AsyncRejection:
             "code": self.code,
             "message": self.message,
             "identifier": self.identifier,
+            "idempotency_key": self.idempotency_key,
             "event_name": self.event_name,
+            "meter_id": self.meter_id,
             "customer": self.customer,
             "received": iso(self.received),
             "livemode": self.livemode,

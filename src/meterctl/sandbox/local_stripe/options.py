@@ -22,7 +22,25 @@ class StripeOptions:
     """An event counts in summaries once `received + lag <= now`, by the sandbox's clock."""
 
     unknown_customer: Literal["now", "later"] = "now"
-    """`now`: 400 at once. `later`: 200, not counted, listed among the asynchronous rejections."""
+    """`now`: 400 at once. `later`: 200, not counted, told in an error report and listed as asynchronous rejections."""
+
+    bad_value: Literal["now", "later"] = "now"
+    """The same for a value that is no number, or one of too many digits."""
+
+    inactive_meter: Literal["now", "later"] = "now"
+    """The same for an event_name whose meter is archived, or that no meter ever had."""
+
+    validation_lag_s: float = 2
+    """An error report comes once its window of 10 s has been over for so long, by the sandbox's clock."""
+
+    report_samples_max: int = 10
+    """Samples for each kind of error that a report shows; it counts all."""
+
+    report_names: Literal["identifier", "idempotency_key"] = "identifier"
+    """What a sample's `request.identifier` holds: of the real one it is not known."""
+
+    duplicate_reports: bool = False
+    """Whether every report comes twice, as two events."""
 
     zero_usage: Literal["empty", "zero_row"] = "empty"
     """What summaries give where there was no usage: no row, or a row of 0."""
@@ -66,8 +84,17 @@ def _check(name: str, value: object) -> None:
         raise ValueError(f"Option {name!r} cannot be {value!r}.")
 
 
-_CHOICES = {"unknown_customer": ("now", "later"), "zero_usage": ("empty", "zero_row")}
-_BOOLEANS = {"concurrency_check", "accept_any_key", "mute", "events_before_basil", "v2_list_has_data"}
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "unknown_customer": ("now", "later"),
+    "bad_value": ("now", "later"),
+    "inactive_meter": ("now", "later"),
+    "report_names": ("identifier", "idempotency_key"),
+    "zero_usage": ("empty", "zero_row"),
+}
+_BOOLEANS = frozenset(
+    {"concurrency_check", "accept_any_key", "mute", "duplicate_reports", "events_before_basil", "v2_list_has_data"}
+)
+_INTEGERS = frozenset({"report_samples_max", "request_log_max"})
 
 
 def _fits(name: str, value: object) -> bool:
@@ -79,4 +106,4 @@ def _fits(name: str, value: object) -> bool:
         return isinstance(value, str) and value.startswith("acct_")
     if name == "rate_limit_per_s" and value is None:
         return True
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int if name in _INTEGERS else int | float) and not isinstance(value, bool) and value >= 0

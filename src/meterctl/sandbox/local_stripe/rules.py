@@ -2,15 +2,16 @@
 
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from meterctl.sandbox.local_stripe import forms
-from meterctl.sandbox.local_stripe.errors import duplicate_identifier, invalid, no_such
+from meterctl.sandbox.local_stripe.errors import Refusal, duplicate_identifier, invalid, no_such
 from meterctl.sandbox.local_stripe.forms import EXPAND, Param, Params
-from meterctl.sandbox.local_stripe.model import AsyncRejection, Meter, StoredEvent
+from meterctl.sandbox.local_stripe.model import Meter, StoredEvent
 from meterctl.sandbox.local_stripe.options import StripeOptions
+from meterctl.sandbox.local_stripe.rejections import CUSTOMER_NOT_FOUND, NO_METER, Findings, Verdict, When
 from meterctl.sandbox.local_stripe.store import Books
 
 PAST_LIMIT_S = 35 * 86400
@@ -33,6 +34,21 @@ SHAPE = {
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
+_NO_METER = Meter(
+    id="",
+    event_name="",
+    display_name="",
+    formula="sum",
+    customer_key="stripe_customer_id",
+    value_key="value",
+    event_time_window=None,
+    livemode=False,
+    created=0,
+    updated=0,
+)
+"""Stands for the meter of an event whose name no meter ever had: with the keys that a meter has by default."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
     """What a call brings besides its parameters."""
@@ -45,20 +61,19 @@ class Context:
 
 def create_meter_event(books: Books, params: Params, context: Context) -> StoredEvent:
     """Store the event and return it, or raise the Refusal Stripe would answer. `params` fit SHAPE."""
-    meter = _active_meter(books, forms.text(params, "event_name") or "")
+    options, findings = context.options, Findings()
+    meter = _meter(books, forms.text(params, "event_name") or "", findings, options.inactive_meter)
     payload = forms.strings(params, "payload")
     customer = _from_payload(payload, meter.customer_key, "Customer mapping")
     value = _from_payload(payload, meter.value_key, "Value")
-    quantity = parse_quantity(value, param=f"payload[{meter.value_key}]")
-    received_s = int(context.now.timestamp())
-    timestamp_s = forms.integer(params, "timestamp")
-    timestamp_s = received_s if timestamp_s is None else timestamp_s
-    _check_timestamp(timestamp_s, now_s=received_s)
-    known = customer in books.customers
-    if not known and context.options.unknown_customer == "now":
-        raise no_such("customer", customer, param=f"payload[{meter.customer_key}]")
+    quantity = _quantity(value, meter, findings, options.bad_value)
+    timestamp = _timestamp(params, context.now)
+    if customer not in books.customers:
+        refusal = no_such("customer", customer, param=f"payload[{meter.customer_key}]")
+        findings.add(options.unknown_customer, refusal, Verdict(code=CUSTOMER_NOT_FOUND))
     identifier = forms.text(params, "identifier") or str(uuid.uuid4())
     _check_identifier(books, identifier, context)
+    verdict = findings.first or books.rejection_script.pick(identifier, customer, meter.event_name)
     event = StoredEvent(
         identifier=identifier,
         customer=customer,
@@ -66,17 +81,17 @@ def create_meter_event(books: Books, params: Params, context: Context) -> Stored
         meter_id=meter.id,
         value=value,
         quantity=quantity,
-        timestamp=datetime.fromtimestamp(timestamp_s, UTC),
+        timestamp=timestamp,
         received=context.now,
         payload=payload,
         idempotency_key=context.idempotency_key,
         request_id=context.request_id,
         livemode=books.livemode,
-        counted=known,
+        counted=verdict is None or not verdict.dropped,
     )
     books.put_event(event)
-    if not known:
-        books.rejections.append(_customer_not_found(event))
+    if verdict is not None:
+        books.put_rejection(verdict.of(event), dropped=verdict.dropped)
     return event
 
 
@@ -100,11 +115,24 @@ def parse_quantity(value: str, *, param: str) -> Decimal:
     return Decimal(value)
 
 
-def _active_meter(books: Books, event_name: str) -> Meter:
-    meter = books.active_meter(event_name)
-    if meter is None:
-        raise invalid(f'No active meter found for event name "{event_name}".', param="event_name")
-    return meter
+def _meter(books: Books, event_name: str, findings: Findings, when: When) -> Meter:
+    """Return the active meter of a name; else one that was, or a stand-in, where that is found out later."""
+    active = books.active_meter(event_name)
+    if active is not None:
+        return active
+    archived = books.archived_meter(event_name)
+    refusal = invalid(f'No active meter found for event name "{event_name}".', param="event_name")
+    findings.add(when, refusal, Verdict(code=NO_METER if archived is None else "archived_meter"))
+    return archived or replace(_NO_METER, event_name=event_name)
+
+
+def _quantity(value: str, meter: Meter, findings: Findings, when: When) -> Decimal:
+    try:
+        return parse_quantity(value, param=f"payload[{meter.value_key}]")
+    except Refusal as refusal:
+        code = "meter_event_value_too_many_digits" if _NUMBER.fullmatch(value) else "meter_event_invalid_value"
+        findings.add(when, refusal, Verdict(code=code, message=refusal.body.message))
+        return Decimal(0)
 
 
 def _from_payload(payload: dict[str, str], key: str, what: str) -> str:
@@ -112,6 +140,13 @@ def _from_payload(payload: dict[str, str], key: str, what: str) -> str:
     if not value:
         raise invalid(f"{what} key {key} not found in payload.", param=f"payload[{key}]")
     return value
+
+
+def _timestamp(params: Params, now: datetime) -> datetime:
+    now_s, given_s = int(now.timestamp()), forms.integer(params, "timestamp")
+    timestamp_s = now_s if given_s is None else given_s
+    _check_timestamp(timestamp_s, now_s=now_s)
+    return datetime.fromtimestamp(timestamp_s, UTC)
 
 
 def _check_timestamp(timestamp_s: int, *, now_s: int) -> None:
@@ -129,15 +164,3 @@ def _check_identifier(books: Books, identifier: str, context: Context) -> None:
     window = timedelta(hours=context.options.identifier_window_h)
     if stored_at is not None and context.now < stored_at + window:
         raise duplicate_identifier(identifier)
-
-
-def _customer_not_found(event: StoredEvent) -> AsyncRejection:
-    return AsyncRejection(
-        code="meter_event_customer_not_found",
-        message=f"No customer was found matching {event.customer}.",
-        identifier=event.identifier,
-        event_name=event.event_name,
-        customer=event.customer,
-        received=event.received,
-        livemode=event.livemode,
-    )

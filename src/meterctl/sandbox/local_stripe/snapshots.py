@@ -1,22 +1,16 @@
-"""v1 events: `GET /v1/events` and `GET /v1/events/{id}`, and how an event gets there."""
+"""v1 events: `GET /v1/events` and `GET /v1/events/{id}`."""
 
-import json
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import cast
 
 from meterctl.sandbox.local_stripe import forms
 from meterctl.sandbox.local_stripe.errors import invalid, no_such
-from meterctl.sandbox.local_stripe.events import API_VERSION, Bounds, SnapshotEvent, is_kept, is_within, listed
+from meterctl.sandbox.local_stripe.events import Bounds, is_kept, is_within, listed
 from meterctl.sandbox.local_stripe.forms import EXPAND, Param, Params
 from meterctl.sandbox.local_stripe.model import Json
 from meterctl.sandbox.local_stripe.pages import CURSORS, page_of
 from meterctl.sandbox.local_stripe.rules import Context
 from meterctl.sandbox.local_stripe.store import Books
-
-API_VERSION_BEFORE_BASIL = "2025-02-24.acacia"
-"""The last version in which a subscription, not its items, has a period."""
 
 LIST_SHAPE = {
     **CURSORS,
@@ -26,32 +20,6 @@ LIST_SHAPE = {
     "types": Param(kind="list", items_max=20),
     "expand": EXPAND,
 }
-
-
-def emit(  # one for each thing an event says
-    books: Books,
-    kind: str,
-    about: Mapping[str, object],
-    context: Context,
-    *,
-    previous: Json | None = None,
-    created: datetime | None = None,
-    api_version: str | None = None,
-) -> SnapshotEvent:
-    """Keep an event of type `kind` with the object `about` as it is now; return it."""
-    version = API_VERSION_BEFORE_BASIL if context.options.events_before_basil else API_VERSION
-    event = SnapshotEvent(
-        id=books.new_id("evt_"),
-        type=kind,
-        object=cast("Json", json.loads(json.dumps(about))),  # a copy that later changes do not reach
-        previous=previous,
-        created=(created or context.now).replace(microsecond=0),
-        emitted=context.now,
-        api_version=api_version or version,
-        livemode=books.livemode,
-    )
-    books.snapshots.append(event)
-    return event
 
 
 def list_events(books: Books, params: Params, context: Context) -> Json:

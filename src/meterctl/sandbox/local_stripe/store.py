@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from meterctl.sandbox.local_stripe.idempotency import IdempotencyKeys
 from meterctl.sandbox.local_stripe.model import WINDOW_S, AsyncRejection, Customer, Formula, Meter, Price, StoredEvent
+from meterctl.sandbox.local_stripe.rejections import RejectionScript
 
 if TYPE_CHECKING:
     from meterctl.sandbox.local_stripe.events import SnapshotEvent, ThinEvent
@@ -30,6 +31,10 @@ class Books:
         self._identifiers: dict[str, datetime] = {}
         """identifier → when an event with it was last stored."""
         self.rejections: list[AsyncRejection] = []
+        """Of events that were dropped after their 200."""
+        self.unreported: list[AsyncRejection] = []
+        """What no report has told of yet, false ones included."""
+        self.rejection_script = RejectionScript()
         self.subscriptions: dict[str, Subscription] = {}
         self.snapshots: list[SnapshotEvent] = []
         """Events of v1 in the order they came to be."""
@@ -57,6 +62,10 @@ class Books:
         elif self.active_meters.get(meter.event_name) == meter.id:
             del self.active_meters[meter.event_name]
 
+    def archived_meter(self, event_name: str) -> Meter | None:
+        """Return the newest meter that took events of this name once."""
+        return next((meter for meter in reversed(self.meters.values()) if meter.event_name == event_name), None)
+
     def active_meter(self, event_name: str) -> Meter | None:
         """Return the meter that takes events of this name."""
         meter_id = self.active_meters.get(event_name)
@@ -66,7 +75,14 @@ class Books:
         """Store an event and remember its identifier."""
         self.events.append(event)
         self._identifiers[event.identifier] = event.received
-        self._by_lane[event.meter_id, event.customer].append(event)
+        if event.meter_id:
+            self._by_lane[event.meter_id, event.customer].append(event)
+
+    def put_rejection(self, rejection: AsyncRejection, *, dropped: bool) -> None:
+        """Keep what is to be reported of an event, and where it was dropped, that too."""
+        self.unreported.append(rejection)
+        if dropped:
+            self.rejections.append(rejection)
 
     def stored_at(self, identifier: str) -> datetime | None:
         """Return when an event with this identifier was last stored."""

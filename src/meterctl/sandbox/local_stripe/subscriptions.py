@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from meterctl.sandbox.local_stripe.emission import emit
 from meterctl.sandbox.local_stripe.errors import invalid, no_such
 from meterctl.sandbox.local_stripe.events import SnapshotEvent
 from meterctl.sandbox.local_stripe.model import Json
 from meterctl.sandbox.local_stripe.rules import Context
-from meterctl.sandbox.local_stripe.snapshots import emit
 from meterctl.sandbox.local_stripe.store import Books
 from meterctl.sandbox.local_stripe.subscription_documents import Subscription, checkout_document, invoice_document
 
