@@ -6,14 +6,14 @@ After each, the next run is exact: what Stripe has is what the ledger calls acce
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from cli.conftest import Shell
-from cli.waiting import until, until_sent
+from cli.held_up import killed_as_it_writes
+from cli.waiting import until_sent
 from meterctl.postgres.migrate import migrate
 from meterctl.sandbox.local_stripe import LocalStripe
 from meterctl.sandbox.postgres import EmbeddedPostgres
@@ -74,37 +74,11 @@ STEPS = {
 """Step → the write that it is, which a trigger holds up until the command is dead."""
 
 
-@contextmanager
-def held_up(shell: Shell, step: str) -> Iterator[None]:
-    table, operation, condition = STEPS[step]
-    shell.sql(
-        "CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(60); RETURN NEW; END$$"
-    )
-    shell.sql(
-        f"CREATE TRIGGER hold_up BEFORE {operation} ON {table} FOR EACH ROW WHEN ({condition})"
-        " EXECUTE FUNCTION hold_up()"
-    )
-    yield
-    shell.sql(f"DROP TRIGGER hold_up ON {table}")
-
-
-def asleep(shell: Shell, action: str) -> int:
-    """Ask `action` of the backend that sleeps in the trigger; return how many there are."""
-    text = f"SELECT {action} FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"  # noqa: S608 -- our own words
-    return len(shell.sql(text))
-
-
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_as_it(shell: Shell, step: str) -> None:
     """The write under way is lost with the command, as it would be with its host."""
     shell.usage(20, customers=5)
-    with held_up(shell, step):
-        child = shell.start("report-usage")
-        until(lambda: asleep(shell, "pid"))
-        child.kill()
-        child.communicate()
-        assert asleep(shell, "pg_terminate_backend(pid)") == 1
-        until(lambda: not asleep(shell, "pid"))
+    killed_as_it_writes(shell, STEPS[step], "report-usage")
     exact_afterwards(shell, 20)
 
 
