@@ -25,6 +25,11 @@ class CronJob:
     user: str
     command: str
 
+    @property
+    def commands(self) -> list[str]:
+        """What the shell makes of it, one after the other, whatever each comes to."""
+        return [command.strip() for command in self.command.split(";")]
+
 
 def active_lines(text: str) -> list[str]:
     """Return the lines that cron does not pass over: comments have a line of their own, blanks before it count."""

@@ -154,7 +154,7 @@ def _run_by(line: str) -> tuple[str, ...] | None:
 
 def _split(text: str) -> list[str]:
     try:
-        return shlex.split(text, comments=True)
+        return shlex.split(text.replace("; ", " ; "), comments=True)
     except ValueError:  # an apostrophe of a sentence
         return []
 

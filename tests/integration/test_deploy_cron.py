@@ -14,7 +14,7 @@ from deployment import CRONTAB, METERCTL, cron_environment, cron_jobs, every_min
 from private_machine import Job, PrivateMachine, private_machine, require_private_machine
 
 WITHIN_S = 100
-"""Cron begins at the next full minute, and the three jobs are short."""
+"""Cron begins at the next full minute, and the jobs are short."""
 
 RUN_CRON = """
 rm -f /etc/cron.d/* /etc/cron.*/*
@@ -39,16 +39,17 @@ def shipped() -> str:
 
 
 def test_nightly_hourly_and_watching_line_are_active(shipped: str) -> None:
-    assert [(job.times, words(job.command)[1]) for job in cron_jobs(shipped)] == [
-        (("0", "2", "*", "*", "*"), ["report"]),
-        (("30", "*", "*", "*", "*"), ["report"]),
-        (("0", "7", "*", "*", "*"), ["summary"]),
+    assert [(job.times, [words(command)[1] for command in job.commands]) for job in cron_jobs(shipped)] == [
+        (("0", "2", "*", "*", "*"), [["webhooks", "pull"], ["report"]]),
+        (("20", "*", "*", "*", "*"), [["webhooks", "pull"]]),
+        (("30", "*", "*", "*", "*"), [["report"]]),
+        (("0", "7", "*", "*", "*"), [["summary"]]),
     ]
 
 
 def test_report_lines_have_the_flags_of_the_nightly_job(shipped: str) -> None:
     """The hourly one differs by --recent alone."""
-    nightly, hourly, _ = (words(job.command)[2] for job in cron_jobs(shipped))
+    nightly, _, hourly, _ = (words(job.commands[-1])[2] for job in cron_jobs(shipped))
     assert nightly == {
         "-q": None,
         "--live": None,
@@ -62,11 +63,19 @@ def test_report_lines_have_the_flags_of_the_nightly_job(shipped: str) -> None:
 
 
 def test_watching_line_is_quiet_and_knows_how_old_is_too_old(shipped: str) -> None:
-    assert words(cron_jobs(shipped)[2].command)[2] == {"--max-age": "26h", "-q": None}
+    assert words(cron_jobs(shipped)[-1].command)[2] == {"--max-age": "26h", "-q": None}
+
+
+def test_events_are_pulled_in_quiet_and_before_a_report(shipped: str) -> None:
+    nightly, pull, hourly, _ = cron_jobs(shipped)
+    assert nightly.commands[0] == pull.command
+    assert words(pull.command)[2] == {"-q": None, "--live": None}
+    assert int(pull.times[0]) < int(hourly.times[0])
 
 
 def test_every_job_has_an_absolute_path_and_its_user(shipped: str) -> None:
-    assert {(job.user, words(job.command)[0]) for job in cron_jobs(shipped)} == {("meterctl", METERCTL)}
+    programs = {(job.user, words(command)[0]) for job in cron_jobs(shipped) for command in job.commands}
+    assert programs == {("meterctl", METERCTL)}
 
 
 def test_secrets_come_from_files_and_mail_from_somebody_who_reads_it(shipped: str) -> None:
@@ -89,7 +98,7 @@ def test_cron_can_read_the_file(shipped: str) -> None:
 
 
 def test_nightly_and_hourly_runs_start_half_an_hour_apart(shipped: str) -> None:
-    nightly, hourly, _ = (int(job.times[0]) for job in cron_jobs(shipped))
+    nightly, _, hourly, _ = (int(job.times[0]) for job in cron_jobs(shipped))
     assert abs(hourly - nightly) == 30
 
 
@@ -117,10 +126,10 @@ def machine() -> Iterator[PrivateMachine]:
 
 
 def run_shipped_lines(machine: PrivateMachine, shipped: str) -> list[Job]:
-    """Let cron run the three lines with the shipped environment, and one variable more: where the local Stripe is."""
+    """Let cron run the lines with the shipped environment, and one variable more: where the local Stripe is."""
     crontab = f"METERCTL_STRIPE_API_BASE={machine.stripe.url}\n{every_minute(shipped)}"
     machine.start(RUN_CRON, CRONTAB=crontab)
-    return machine.wait_for_jobs(len(cron_jobs(shipped)), within_s=WITHIN_S)
+    return machine.wait_for_jobs(sum(len(job.commands) for job in cron_jobs(shipped)), within_s=WITHIN_S)
 
 
 @pytest.mark.slow
@@ -129,8 +138,9 @@ def test_cron_runs_the_shipped_lines_silently_and_bills_once(machine: PrivateMac
     """Both reports begin in the same second: one waits for the other's lock, and every unit is billed once."""
     machine.usage(40)
     jobs = run_shipped_lines(machine, shipped)
-    assert {f"{METERCTL} {job.arguments}" for job in jobs} == {job.command for job in cron_jobs(shipped)}
-    assert [(job.code, job.output) for job in jobs] == [(0, "")] * 3
+    commands = [command for job in cron_jobs(shipped) for command in job.commands]
+    assert {f"{METERCTL} {job.arguments}" for job in jobs} == set(commands)
+    assert [(job.code, job.output) for job in jobs] == [(0, "")] * len(commands)
     assert {job.user for job in jobs} == {"meterctl"}
     shipped_environment = cron_environment(shipped).items()
     assert all(shipped_environment - {("MAILTO", "root")} <= job.environment.items() for job in jobs)

@@ -17,11 +17,17 @@ LATER = {ExitCode.UNAVAILABLE, ExitCode.LOCKED}
 EXPOSURE_MAX = "12"
 """In tenths, as `systemd-analyze security --threshold` takes it."""
 
-JITTERS_MAX = {"meterctl-recent": timedelta(minutes=2), "meterctl-report": timedelta(minutes=10)}
+JITTERS_MAX = {
+    "meterctl-recent": timedelta(minutes=2),
+    "meterctl-report": timedelta(minutes=10),
+    "meterctl-webhooks": timedelta(minutes=5),
+}
 IN_FLIGHT_MAX = timedelta(seconds=35)
 """Connect 5 s and read 30 s: so long a call under way may take after SIGTERM."""
 
 needs_systemd_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+reports = [path for path in services() if path.stem != "meterctl-webhooks"]
+each_report = pytest.mark.parametrize("service", reports, ids=lambda path: path.stem)
 each_service = pytest.mark.parametrize("service", services(), ids=lambda path: path.stem)
 each_timer = pytest.mark.parametrize("timer", timers(), ids=lambda path: path.stem)
 
@@ -58,7 +64,7 @@ def report_options(service: Path) -> Options:
 
 
 def test_a_service_and_a_timer_for_each_job() -> None:
-    expected = ["meterctl-recent", "meterctl-report"]
+    expected = ["meterctl-recent", "meterctl-report", "meterctl-webhooks"]
     assert [path.stem for path in services()] == expected
     assert [path.stem for path in timers()] == expected
 
@@ -84,7 +90,11 @@ def test_exposure_is_small(service: Path) -> None:
 @needs_systemd_analyze
 @pytest.mark.parametrize(
     ("timer", "expected"),
-    [("meterctl-recent", "*-*-* *:30:00 UTC"), ("meterctl-report", "*-*-* 02:00:00 UTC")],
+    [
+        ("meterctl-recent", "*-*-* *:30:00 UTC"),
+        ("meterctl-report", "*-*-* 02:00:00 UTC"),
+        ("meterctl-webhooks", "*-*-* *:20:00 UTC"),
+    ],
 )
 def test_timer_elapses_when_it_says(timer: str, expected: str) -> None:
     (path,) = (path for path in timers() if path.stem == timer)
@@ -106,24 +116,34 @@ def test_timer_catches_up_and_keeps_its_interval(timer: Path) -> None:
 
 def test_units_and_cron_lines_agree() -> None:
     """Cron has no Restart=, so its lines alone retry by themselves."""
-    in_cron = [words(job.command)[2] for job in cron_jobs(CRONTAB.read_text()) if " report " in job.command]
+    commands = [command for job in cron_jobs(CRONTAB.read_text()) for command in job.commands]
+    in_cron = [words(command)[2] for command in commands if " report " in command]
     for options in in_cron:
         assert (options.pop("--job-retries"), options.pop("--job-retry-delay")) == ("3", "60")
-    recent, nightly = (report_options(service) for service in services())
+    recent, nightly = (report_options(service) for service in reports)
     assert [nightly, recent] == in_cron
 
 
+def test_events_are_pulled_by_a_unit_and_before_the_nightly_report_as_in_cron() -> None:
+    """The minus: the report runs whatever the pull came to."""
+    _, nightly, webhooks = services()
+    in_cron = {c for job in cron_jobs(CRONTAB.read_text()) for c in job.commands if " webhooks " in c}
+    assert {only(webhooks, "Service", "ExecStart")} == in_cron
+    assert {only(nightly, "Service", "ExecStartPre").removeprefix("-")} == in_cron
+    assert only(nightly, "Service", "ExecStartPre").startswith("-")
+
+
 def test_command_knows_every_option_used() -> None:
-    for job in cron_jobs(CRONTAB.read_text()):
-        _, (command,), options = words(job.command)
+    for line in {command for job in cron_jobs(CRONTAB.read_text()) for command in job.commands}:
+        _, command, options = words(line)
         shown = subprocess.run(
-            [sys.executable, "-m", "meterctl", command, "--help"], capture_output=True, text=True, check=True
+            [sys.executable, "-m", "meterctl", *command, "--help"], capture_output=True, text=True, check=True
         ).stdout
         known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", shown))
         assert options.keys() <= known
 
 
-@each_service
+@each_report
 def test_service_waits_longer_than_its_run(service: Path) -> None:
     """Lock, work and the orderly end all fit, so that systemd ends only what hangs."""
     options = report_options(service)
@@ -144,20 +164,21 @@ def test_only_what_means_later_is_started_again(service: Path) -> None:
 
 def test_restarts_end() -> None:
     """The hourly limit leaves the next hour its start; the nightly one covers four runs that use all their time."""
-    recent, nightly = services()
+    recent, nightly, webhooks = services()
     burst = {int(only(service, "Unit", "StartLimitBurst")) for service in services()}
     assert burst == {4}
-    assert span(only(recent, "Unit", "StartLimitIntervalSec")) < timedelta(hours=1)
+    assert all(span(only(unit, "Unit", "StartLimitIntervalSec")) < timedelta(hours=1) for unit in (recent, webhooks))
     longest = timedelta(hours=3, minutes=15) + span(only(nightly, "Service", "RestartSec")) + IN_FLIGHT_MAX
     assert 4 * longest < span(only(nightly, "Unit", "StartLimitIntervalSec")) < timedelta(hours=24)
 
 
 def test_services_differ_in_nothing_else() -> None:
-    """What hardens one hardens the other."""
-    recent, nightly = (read_unit(service) for service in services())
-    for unit in (recent, nightly):
+    """What hardens one hardens the others."""
+    units = [read_unit(service) for service in services()]
+    for unit in units:
         del unit["Service"]["ExecStart"], unit["Unit"]["Description"], unit["Unit"]["StartLimitIntervalSec"]
-    assert recent == nightly
+        unit["Service"].pop("ExecStartPre", None)
+    assert units == [units[0]] * 3
 
 
 @each_service

@@ -148,7 +148,7 @@ def test_the_cron_lines_that_are_shown_are_those_that_are_shipped() -> None:
     shown = re.findall(r"^\S+ +\S+ +\* +\* +\* +meterctl .+$", OPERATING, re.MULTILINE)
     shipped = re.findall(r"^\S+ +\S+ +\* +\* +\* +meterctl .+$", CRONTAB, re.MULTILINE)
     assert shown == shipped
-    assert len(shown) == 3
+    assert len(shown) == 4
 
 
 def test_the_section_that_an_error_message_sends_people_to_is_there() -> None:

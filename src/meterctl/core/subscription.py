@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 USER, ORGANIZATION = "user", "organization"
 """Who can subscribe."""
 
+UNMAPPED = "unmapped"
+"""What a checkout session comes to that does not say who subscribed."""
+
 ENDED = ("canceled", "incomplete_expired")
 """Statuses that no subscription leaves again (OpenAPI, `subscription.status`)."""
 

@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from meterctl.core.stripe_event import StripeEvent
 from meterctl.core.subscription import (
     ORGANIZATION,
+    UNMAPPED,
     USER,
     Facts,
     Held,
@@ -56,7 +57,7 @@ class SubscriptionHandler:
         if told is None:
             return "not about a subscription"
         if told.facts.checkout and not told.facts.checkout.subject(self._subjects):
-            return "unmapped"
+            return UNMAPPED
         facts = self._kept(told.subscription, told.facts)
         if not facts.include(told.facts):
             return "older than what is known"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from meterctl.core.error_report import REPORT_TYPES
+from meterctl.core.subscription import UNMAPPED
 from meterctl.errors import ExitCode
 from meterctl.render.tables import table
 from meterctl.render.values import iso, jsonable, printable, shown
@@ -106,7 +108,7 @@ class EventsDocument:
 
 
 def show_events(document: EventsDocument, *, as_json: bool, quiet: bool) -> None:
-    """Print what was done; what went wrong is on stderr. A pull names only what needs a look, a replay each event."""
+    """Print what was done; notes are on stderr. A pull names the events that somebody should look at, a replay all."""
     for _, note in document.notes:
         print(f"meterctl: {note}", file=sys.stderr)
     if as_json:
@@ -114,8 +116,12 @@ def show_events(document: EventsDocument, *, as_json: bool, quiet: bool) -> None
         return
     if quiet and document.exit_code is ExitCode.OK:
         return
-    lines = [deed.line for deed in document.deeds if document.command == "replay" or deed.status == "failed"]
+    lines = [deed.line for deed in document.deeds if document.command == "replay" or _is_for_a_person(deed)]
     print("\n".join([*lines, document.line]))
+
+
+def _is_for_a_person(deed: Deed) -> bool:
+    return deed.status == "failed" or deed.type in REPORT_TYPES or deed.outcome == UNMAPPED
 
 
 def show_list(events: Sequence[Mapping[str, Any]], *, limit: int, as_json: bool, colour: bool) -> None:
