@@ -16,13 +16,34 @@ from roles import Roles, as_role, open_roles
 
 ALL = [
     *("configuration", "secrets", "database", "replica", "role", "schema", "tables", "indexes", "plans", "triggers"),
-    *("lock", "key", "stripe", "account", "meters", "write", "totals", "clocks", "identity", "waiting", "periods"),
+    *(
+        "lock",
+        "key",
+        "stripe",
+        "account",
+        "meters",
+        "write",
+        "totals",
+        "events",
+        "clocks",
+        "identity",
+        "waiting",
+        "periods",
+    ),
 ]
 """Every check, in order."""
 
-OF_STRIPE = ["stripe", "account", "meters", "write", "totals"]
+OF_STRIPE = ["stripe", "account", "meters", "write", "totals", "events"]
 
-NEEDED = ("account.retrieve", "meters.list", "meter_events.create", "event_summaries.list", "prices.list")
+NEEDED = (
+    "events.list",
+    "core_events.list",
+    "account.retrieve",
+    "meters.list",
+    "meter_events.create",
+    "event_summaries.list",
+    "prices.list",
+)
 """What a restricted key must be allowed for everything."""
 
 
@@ -113,7 +134,7 @@ def test_what_is_sound_is_0_and_nothing_was_written_or_billed(shell: Shell, soun
     assert any("identity: the ledger is that of acct_sandboxexample in test mode" in line for line in lines)
 
 
-def test_a_restricted_key_needs_five_permissions_and_each_lack_is_named(sound: Shell) -> None:
+def test_a_restricted_key_needs_seven_permissions_and_each_lack_is_named(sound: Shell) -> None:
     key = "rk_test_restricted"
     keep_in_file(sound, "STRIPE_SECRET_KEY", key)
     sound.stripe.add_key(key, allowed=NEEDED)
@@ -123,6 +144,8 @@ def test_a_restricted_key_needs_five_permissions_and_each_lack_is_named(sound: S
         ("meters.list", "meters", "fail", 77),
         ("meter_events.create", "write", "fail", 77),
         ("event_summaries.list", "totals", "warn", 10),
+        ("events.list", "events", "warn", 10),
+        ("core_events.list", "events", "warn", 10),
         ("prices.list", "meters", "warn", 10),
     ):
         sound.stripe.add_key(key, allowed=[name for name in NEEDED if name != lacking])
@@ -370,7 +393,9 @@ def test_a_stripe_in_trouble_leaves_the_database_proven(sound: Shell, tmp_path: 
     assert any(words in message for status, message in told.of(check) if status == "fail")
     assert set(told.names("ok")) >= {"database", "tables", "plans", "lock", "identity", "waiting", "periods"}
     if check in {"stripe", "key"}:
-        assert set(told.names("skip")) == {"stripe", "account", "meters", "write", "totals", "clocks"} - {check}
+        assert set(told.names("skip")) == {"stripe", "account", "meters", "write", "totals", "events", "clocks"} - {
+            check
+        }
 
 
 def test_offline_asks_nothing_of_stripe_and_can_be_0(sound: Shell) -> None:

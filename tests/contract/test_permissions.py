@@ -7,7 +7,7 @@ from meterctl.core.diagnosis import Finding, Status
 from meterctl.errors import NotPermittedError, RefusedError, UnavailableError
 from meterctl.sandbox.local_stripe import LocalStripe
 from meterctl.sandbox.local_stripe.faults import Fault, FaultKind
-from meterctl.stripe_api.permissions import totals_permission, write_permission
+from meterctl.stripe_api.permissions import events_permission, totals_permission, write_permission
 from stripe_fixtures import MakeSdk
 
 
@@ -60,3 +60,12 @@ def test_totals_may_be_read_or_not(local_stripe: LocalStripe, make_stripe_sdk: M
     local_stripe.add_key("rk_test_example", allowed=["meters.*"])
     lacking = only(list(totals_permission(make_stripe_sdk("rk_test_example"), meter_id)))
     assert (lacking.status, "event_summaries.list" in lacking.message) == (Status.WARN, True)
+
+
+def test_each_list_of_events_may_be_read_or_not(local_stripe: LocalStripe, make_stripe_sdk: MakeSdk) -> None:
+    types = ["invoice.payment_failed", "v1.billing.meter.no_meter_found"]
+    assert [one.status for one in events_permission(make_stripe_sdk(), types)] == [Status.OK, Status.OK]
+    local_stripe.add_key("rk_test_example", allowed=["events.list"])
+    first, second = events_permission(make_stripe_sdk("rk_test_example"), types)
+    assert (first.status, second.status, "core_events.list" in second.message) == (Status.OK, Status.WARN, True)
+    assert list(events_permission(make_stripe_sdk(), [])) == []

@@ -12,7 +12,7 @@ from meterctl.settings import Settings
 from meterctl.stripe_api.account import Account, answered_livemode, key_account
 from meterctl.stripe_api.client import StripeClient, stripe_client
 from meterctl.stripe_api.meters import StripeMeters
-from meterctl.stripe_api.permissions import totals_permission, write_permission
+from meterctl.stripe_api.permissions import events_permission, totals_permission, write_permission
 
 
 @dataclass(kw_only=True)
@@ -42,6 +42,7 @@ class StripeSide:
             Check(name="meters", ask=self._meters, needs=needs),
             Check(name="write", ask=lambda: write_permission(self._client), needs=needs),
             Check(name="totals", ask=self._totals, needs=needs),
+            Check(name="events", ask=self._events, needs=needs),
         ]
 
     def _key(self) -> Iterator[Finding]:
@@ -75,3 +76,8 @@ class StripeSide:
             yield skipped("no meter of Stripe's is known whose totals could be asked for")
         else:
             yield from totals_permission(self._client, found.id)
+
+    def _events(self) -> Iterator[Finding]:
+        if not self.settings.webhooks.handle:
+            yield skipped("webhooks.handle names no type of event")
+        yield from events_permission(self._client, self.settings.webhooks.handle)

@@ -4,13 +4,15 @@ It is asked for what it must refuse for a reason of its own. A 400 then says tha
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime
 
 import stripe
 
 from meterctl.core.diagnosis import Finding, passed, warned
 from meterctl.errors import NotPermittedError, RefusedError
 from meterctl.stripe_api.asking import asked
+from meterctl.stripe_api.events import StripeEvents, lists_of
 
 NOBODY = "cus_meterctl_doctor"
 LONG_AGO_S = 1
@@ -66,3 +68,16 @@ def totals_permission(client: stripe.StripeClient, meter_id: str) -> Iterator[Fi
     except RefusedError:
         pass  # Stripe does not know the customer: it has looked
     yield passed("the key may read totals")
+
+
+def events_permission(client: stripe.StripeClient, types: Collection[str]) -> Iterator[Finding]:
+    """Find out whether the key may list the events that are handled, of this very second."""
+    events = StripeEvents(client)
+    for part in lists_of(types):
+        try:
+            next(events.pages(part, datetime.now(UTC)))
+        except NotPermittedError as error:
+            message = f"the key may not list the events that webhooks.handle names ({part[0]}, …): {error.message}"
+            yield warned(message, error.hint)
+        else:
+            yield passed(f"the key may list events ({part[0]}, …)")
