@@ -69,6 +69,22 @@ def test_options_are_read_and_patched(frozen: LocalStripe, report: Any) -> None:
         ("POST", "customers", {"id": "cus_known"}),
         ("POST", "keys", {"key": "nonsense"}),
         ("POST", "down", {"seconds": "long"}),
+        ("PATCH", "options", {"bad_value": "never"}),
+        ("PATCH", "options", {"event_list_seed": 0.5}),
+        ("PATCH", "options", {"report_samples_max": 1.5}),
+        ("PATCH", "options", {"delivery_retry_s": [1, "2"]}),
+        ("POST", "stripe_events", {"object": {}}),
+        ("POST", "stripe_events", {"type": "invoice.paid", "object": 7}),
+        ("POST", "stripe_events", {"type": "invoice.paid", "created": "2026-11-21T12:00:00"}),
+        ("POST", "subscriptions", {"status": "active"}),
+        ("POST", "subscriptions/end", {"id": "sub_nobody"}),
+        ("POST", "rejections", {"times": 0}),
+        ("PUT", "rejections/random", {"seed": 1}),
+        ("PUT", "rejections/random", {"seed": 1, "rate": 1, "kinds": ["reset"]}),
+        ("POST", "reports", {"identifier": "a", "error_count": "many"}),
+        ("POST", "endpoints", {"url": "http://example.com/", "secrets": ["whsec_example"]}),
+        ("POST", "endpoints", {"url": "http://127.0.0.1:1/", "secrets": "whsec_example"}),
+        ("POST", "endpoints", {"url": "http://127.0.0.1:1/"}),
     ],
 )
 def test_what_does_not_fit_is_400_and_says_why(frozen: LocalStripe, method: str, path: str, body: Any) -> None:
@@ -311,3 +327,52 @@ def test_process_ends_with_its_parent() -> None:
             return connection.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
     assert eventually(is_refused)
+
+
+def test_subscriptions_and_events_are_made_over_http(frozen: LocalStripe) -> None:
+    begun = {"customer": "cus_known", "id": "sub_1", "period_end": "2026-12-01T00:00:00Z", "metadata": {"user_id": 7}}
+    assert control(frozen, "POST", "subscriptions", begun) == (200, {"id": "sub_1"})
+    for path, more in (
+        ("update", {"status": "past_due"}),
+        ("fail_invoice", {}),
+        ("complete_checkout", {}),
+        ("end", {}),
+    ):
+        assert control(frozen, "POST", f"subscriptions/{path}", {"id": "sub_1", **more})[0] == 200
+    made = control(frozen, "POST", "stripe_events", {"type": "invoice.paid", "object": {"id": "in_1"}, "created": 1})[1]
+    events = control(frozen, "GET", "stripe_events")[1]["snapshot"]
+    assert [event["type"] for event in events] == [
+        "customer.subscription.created",
+        "customer.subscription.updated",
+        "invoice.payment_failed",
+        "checkout.session.completed",
+        "customer.subscription.deleted",
+        "invoice.paid",
+    ]
+    assert (events[-1]["id"], events[-1]["created"], events[-1]["data"]) == (made["id"], 1, {"object": {"id": "in_1"}})
+    first = events[0]["data"]["object"]
+    assert (first["items"]["data"][0]["current_period_end"], first["metadata"]) == (1_796_083_200, {"user_id": "7"})
+
+
+def test_rejections_and_reports_are_made_over_http(frozen: LocalStripe, report: Any) -> None:
+    control(frozen, "POST", "rejections", {"identifier": "b", "code": "meter_event_invalid_value"})
+    for identifier in "ab":
+        report(identifier)
+    control(frozen, "PUT", "rejections/random", {"seed": 1, "rate": 1})
+    report("c")
+    control(frozen, "DELETE", "rejections/random")
+    report("d")
+    assert [each["identifier"] for each in control(frozen, "GET", "rejections")[1]] == ["b", "c"]
+    made = control(frozen, "POST", "reports", {"identifier": "a", "error_count": 3})[1]
+    (seen,) = control(frozen, "GET", "stripe_events")[1]["thin"]
+    assert (seen["id"], seen["data"]["reason"]["error_count"]) == (made["id"], 3)
+
+
+def test_endpoints_are_named_over_http(frozen: LocalStripe) -> None:
+    """The local Stripe's own 401 will do for an answer."""
+    control(frozen, "PATCH", "options", {"delivery_retry_s": []})
+    control(frozen, "POST", "endpoints", {"url": f"{frozen.url}/webhooks", "secrets": ["whsec_example"]})
+    event_id = frozen.emit("customer.updated", {})
+    assert eventually(lambda: bool(control(frozen, "GET", "deliveries")[1]))
+    (delivery,) = control(frozen, "GET", "deliveries")[1]
+    assert (delivery["event_id"], delivery["status"]) == (event_id, 401)

@@ -163,3 +163,23 @@ def test_modes_have_events_of_their_own(frozen: LocalStripe, make_stripe_sdk: An
     assert ids(listing()) == []
     (seen,) = make_stripe_sdk(frozen.api_key_live).v2.core.events.list().data
     assert (seen.id, seen.livemode) == (live, True)
+
+
+def test_lists_lag_by_seed_and_retrieval_does_not(
+    frozen: LocalStripe, stripe_sdk: stripe.StripeClient, listing: Any
+) -> None:
+    frozen.set_options(event_list_lag_s=10, event_list_seed=1)
+    emitted = [frozen.emit_thin(NO_METER, {}) for _ in range(10)]
+    assert ids(listing()) == []
+    assert stripe_sdk.v2.core.events.retrieve(emitted[0]).id == emitted[0]
+    frozen.clock.advance(timedelta(seconds=5))
+    assert 0 < len(listing().data) < 10
+    frozen.clock.advance(timedelta(seconds=5))
+    assert sorted(ids(listing())) == emitted
+    assert ids(listing()) not in (emitted, emitted[::-1])
+
+
+def test_instants_have_milliseconds(frozen: LocalStripe, listing: Any) -> None:
+    frozen.clock.advance(timedelta(microseconds=1_234_567))
+    frozen.emit_thin(NO_METER, {})
+    assert listing(created={"gte": "2026-11-21T12:00:01.234Z"}).data[0].created == "2026-11-21T12:00:01.234Z"

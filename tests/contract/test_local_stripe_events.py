@@ -1,6 +1,6 @@
 """v1 events as the SDK reads them: lists, pages, filters, and what a subscription's life tells."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,6 +10,8 @@ from meterctl.sandbox.local_stripe import LocalStripe
 
 NOW_S = 1_795_262_400
 """The clock of `frozen`, in unix seconds."""
+
+NOW = datetime.fromtimestamp(NOW_S, UTC)
 
 DAY = timedelta(days=1)
 
@@ -42,13 +44,17 @@ def emit_each_second(stripe_: LocalStripe, number: int, kind: str = "customer.up
 def test_an_event_is_listed_and_retrieved_as_it_was(
     frozen: LocalStripe, stripe_sdk: stripe.StripeClient, listing: Any
 ) -> None:
-    about = {"id": "cus_known", "object": "customer", "name": "Ada"}
+    name = {"first": "Ada"}
+    about = {"id": "cus_known", "object": "customer", "name": name}
     event_id = frozen.emit("customer.updated", about, previous_attributes={"name": None}, created=NOW_S - 60)
-    about["name"] = "changed afterwards"
+    name["first"] = "changed afterwards"
     event = stripe_sdk.v1.events.retrieve(event_id)
     assert (event.id, event.object, event.type) == (event_id, "event", "customer.updated")
     assert (event.created, event.api_version, event.livemode) == (NOW_S - 60, "2026-10-28.endive", False)
-    assert (event.data.object["name"], event.data.to_dict()["previous_attributes"]) == ("Ada", {"name": None})
+    assert event.data.to_dict() == {
+        "object": {"id": "cus_known", "object": "customer", "name": {"first": "Ada"}},
+        "previous_attributes": {"name": None},
+    }
     assert [each.to_dict() for each in listing().data] == [event.to_dict()]
 
 
@@ -158,6 +164,7 @@ def test_a_subscription_lives_and_tells(frozen: LocalStripe, listing: Any) -> No
     assert (first.id, first.customer, first.status) == (subscription_id, "cus_known", "trialing")
     assert (first.start_date, first.ended_at, first.metadata.user_id) == (NOW_S, None, "7")
     previous = updated.data.previous_attributes
+    assert set(previous.to_dict()) == {"status", "items"}
     assert (previous.status, previous["items"].data[0].current_period_end) == ("trialing", NOW_S + 30 * 86400)
     last = ended.data.object
     assert (last.status, last.ended_at, last.canceled_at) == ("canceled", NOW_S + 86400, NOW_S + 86400)
@@ -211,3 +218,43 @@ def test_a_subscription_is_made_once_and_ends_once(frozen: LocalStripe) -> None:
         "customer.subscription.created",
         "customer.subscription.deleted",
     ]
+
+
+def test_lists_lag_and_retrieval_does_not(frozen: LocalStripe, stripe_sdk: stripe.StripeClient, listing: Any) -> None:
+    frozen.set_options(event_list_lag_s=5)
+    event_id = frozen.emit("customer.updated", {}, created=NOW_S - 3600)
+    frozen.clock.advance(timedelta(seconds=4.9))
+    assert ids(listing()) == []
+    assert stripe_sdk.v1.events.retrieve(event_id).id == event_id
+    frozen.clock.advance(timedelta(seconds=0.1))
+    assert ids(listing()) == [event_id]
+
+
+def shown_after(frozen: LocalStripe, listing: Any, seed: int) -> list[list[str]]:
+    """Return what lists show 0, 5 and 10 s after twenty events at once, with a lag of up to 10 s."""
+    frozen.clock.set(NOW, frozen=True)
+    frozen.set_options(event_list_lag_s=10, event_list_seed=seed)
+    shown = []
+    for _ in range(3):
+        shown.append([event.id for event in listing(limit=7).auto_paging_iter()])
+        frozen.clock.advance(timedelta(seconds=5))
+    return shown
+
+
+def test_a_seed_draws_lag_and_order(frozen: LocalStripe, listing: Any) -> None:
+    """A later event may show before an earlier one, and one that shows late gets in between."""
+    emitted = [frozen.emit("customer.updated", {}) for _ in range(20)]
+    nothing, some, everything = shown_after(frozen, listing, seed=1)
+    assert nothing == []
+    assert 0 < len(some) < 20
+    assert [event_id for event_id in everything if event_id in some] == some
+    assert sorted(everything) == emitted
+    assert everything not in (emitted, emitted[::-1])
+    assert shown_after(frozen, listing, seed=1) == [nothing, some, everything]
+    assert shown_after(frozen, listing, seed=2)[2] != everything
+
+
+def test_seconds_stay_in_order_under_a_seed(frozen: LocalStripe, listing: Any) -> None:
+    frozen.set_options(event_list_seed=1)
+    emitted = emit_each_second(frozen, 10)
+    assert ids(listing()) == emitted[::-1]

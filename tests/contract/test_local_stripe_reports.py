@@ -130,6 +130,13 @@ def test_a_name_that_no_meter_ever_had_is_told_without_one(frozen: LocalStripe, 
     assert message == "No meter was found matching event_name unheard_of."
 
 
+def test_a_scripted_no_meter_is_told_without_one_too(frozen: LocalStripe, report: Any, reports: Any) -> None:
+    frozen.reject_later(code="no_meter")
+    report("lost")
+    frozen.clock.advance(DUE)
+    assert [each.type for each in reports()] == [NO_METER_FOUND]
+
+
 def test_a_dropped_event_keeps_its_identifier(frozen: LocalStripe, report: Any) -> None:
     frozen.set_options(unknown_customer="later", inactive_meter="later")
     report("lost", customer="cus_nobody")
@@ -192,12 +199,14 @@ def test_a_scripted_rejection_drops_what_it_names(frozen: LocalStripe, report: A
     frozen.reject_later(customer="cus_other", event_name="calls", times=2)
     for identifier in "abcd":
         report(identifier)
+    report("other meter", customer="cus_other")
+    report("other customer", event_name="calls")
     for identifier in "efg":
         report(identifier, customer="cus_other", event_name="calls")
-    report("h", customer="cus_other")
     assert [rejection.identifier for rejection in frozen.async_rejections()] == ["b", "e", "f"]
     assert frozen.totals() == {
         ("ai_suggestion", "cus_known"): Decimal(3),
+        ("calls", "cus_known"): Decimal(1),
         ("calls", "cus_other"): Decimal(1),
         ("ai_suggestion", "cus_other"): Decimal(1),
     }

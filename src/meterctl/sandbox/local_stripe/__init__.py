@@ -4,18 +4,20 @@
 """
 
 from meterctl.sandbox.local_stripe.clock import SandboxClock
+from meterctl.sandbox.local_stripe.deliveries import Delivery
 from meterctl.sandbox.local_stripe.events import RelatedObject, SnapshotEvent, ThinEvent
 from meterctl.sandbox.local_stripe.faults import Fault, FaultKind, RandomFaults
-from meterctl.sandbox.local_stripe.model import AsyncRejection, Customer, LoggedRequest, Meter, StoredEvent
+from meterctl.sandbox.local_stripe.model import Customer, LoggedRequest, Meter, StoredEvent
 from meterctl.sandbox.local_stripe.options import StripeOptions
 from meterctl.sandbox.local_stripe.process import ControlError, StripeProcess
-from meterctl.sandbox.local_stripe.rejections import RandomRejections
+from meterctl.sandbox.local_stripe.rejections import AsyncRejection, RandomRejections
 from meterctl.sandbox.local_stripe.server import LocalStripe
 
 __all__ = [
     "AsyncRejection",
     "ControlError",
     "Customer",
+    "Delivery",
     "Fault",
     "FaultKind",
     "LocalStripe",

@@ -12,7 +12,6 @@ from meterctl.sandbox.local_stripe.engine import Engine
 from meterctl.sandbox.local_stripe.errors import Refusal
 from meterctl.sandbox.local_stripe.faults import Fault, FaultKind, RandomFaults
 from meterctl.sandbox.local_stripe.model import (
-    AsyncRejection,
     Customer,
     Formula,
     Json,
@@ -23,6 +22,7 @@ from meterctl.sandbox.local_stripe.model import (
     Window,
 )
 from meterctl.sandbox.local_stripe.options import StripeOptions
+from meterctl.sandbox.local_stripe.rejections import AsyncRejection
 from meterctl.sandbox.local_stripe.rules import Context
 from meterctl.sandbox.local_stripe.store import Books
 
@@ -189,8 +189,7 @@ class Console:
 
     def _with_books(self, livemode: bool, act: Callable[[Books, Context], Result]) -> Result:  # noqa: FBT001  # private, always passed on
         with self.engine.lock:
-            context = Context(now=self.clock.now(), options=self.options, request_id="", idempotency_key=None)
             try:
-                return act(self.engine.books(livemode=livemode), context)
+                return act(self.engine.books(livemode=livemode), self.engine.context())
             except Refusal as refusal:
                 raise ValueError(refusal.body.message) from refusal

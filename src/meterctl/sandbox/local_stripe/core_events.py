@@ -28,7 +28,7 @@ def list_events(books: Books, params: Params, context: Context) -> Json:
     object_id = forms.text(params, "object_id")
     documents = [
         event.document(with_data=context.options.v2_list_has_data)
-        for event in listed(books.thin_events, context.now)
+        for event in listed(books.thin_events, context.now, context.options)
         if is_within(event.created, bounds)
         and (not kinds or event.type in kinds)
         and (object_id is None or (event.related is not None and event.related.id == object_id))

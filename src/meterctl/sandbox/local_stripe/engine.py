@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from meterctl.sandbox.local_stripe import forms, rules
 from meterctl.sandbox.local_stripe.calls import Call, key_of, read_call
@@ -24,6 +25,9 @@ from meterctl.sandbox.local_stripe.options import StripeOptions
 from meterctl.sandbox.local_stripe.routes import Operation
 from meterctl.sandbox.local_stripe.rules import Context
 from meterctl.sandbox.local_stripe.store import Books
+
+if TYPE_CHECKING:
+    from meterctl.sandbox.local_stripe.deliveries import Delivery, Endpoint
 
 
 @dataclass(slots=True)
@@ -57,11 +61,22 @@ class Engine:
             self._lanes = Lanes()
             self._buckets = {livemode: TokenBucket() for livemode in (False, True)}
             self.log: deque[LoggedRequest] = deque(maxlen=self.options.request_log_max or 1)
+            self.endpoints: list[Endpoint] = []
+            self.deliveries: list[Delivery] = []
             self.counts: Counter[tuple[str, str]] = Counter()
 
     def books(self, *, livemode: bool) -> Books:
         """Return the state of one mode. Hold the lock while using it."""
         return self._books[livemode]
+
+    def context(self, call: Call | None = None) -> Context:
+        """Return what a call, or somebody at the console, brings besides parameters."""
+        return Context(
+            now=self.clock.now(),
+            options=self.options,
+            request_id="" if call is None else call.request_id,
+            idempotency_key=None if call is None else call.idempotency_key,
+        )
 
     def arrive(self, method: str, path: str, form: str, headers: Mapping[str, str]) -> tuple[Call, Fault | None]:
         """Given a request as it came in, number and read it; return it with the fault that strikes it."""
@@ -166,14 +181,8 @@ class Engine:
 
     def _run(self, ticket: Ticket) -> Answer:
         call = ticket.call
-        context = Context(
-            now=self.clock.now(),
-            options=self.options,
-            request_id=call.request_id,
-            idempotency_key=call.idempotency_key,
-        )
         try:
-            document = ticket.operation.run(ticket.books, call.object_id, call.params, context)
+            document = ticket.operation.run(ticket.books, call.object_id, call.params, self.context(call))
         except Refusal as refusal:
             return error_answer(call, refusal.body)
         return Answer(status=200, body=json.dumps(document).encode(), headers={}, request_id=call.request_id)

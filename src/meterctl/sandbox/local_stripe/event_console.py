@@ -1,10 +1,11 @@
 """The part of the console that makes Stripe tell of something: events, and the life of subscriptions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from meterctl.sandbox.local_stripe import emission, reports, subscriptions
 from meterctl.sandbox.local_stripe.console import Console
+from meterctl.sandbox.local_stripe.deliveries import Delivery, Endpoint, check_loopback
 from meterctl.sandbox.local_stripe.events import RelatedObject, SnapshotEvent, ThinEvent
 from meterctl.sandbox.local_stripe.model import Json
 from meterctl.sandbox.local_stripe.rejections import CUSTOMER_NOT_FOUND, RandomRejections, ScriptedRejection
@@ -210,6 +211,35 @@ class EventConsole(Console):
                 ).id
             ),
         )
+
+    def add_endpoint(
+        self,
+        url: str,
+        secrets: Sequence[str],
+        *,
+        types: Sequence[str] = ("*",),
+        thin: bool = False,
+        livemode: bool = False,
+    ) -> None:
+        """Deliver every new event whose type matches to a URL on this machine, with a signature for each secret.
+
+        A thin endpoint gets v2 events without their data, others v1 events. Raise ValueError for a URL elsewhere.
+        """
+        check_loopback(url)
+        if not secrets:
+            raise ValueError("An endpoint needs a secret to sign with.")
+
+        def add(books: Books, _: Context) -> None:
+            endpoint = Endpoint(url=url, secrets=tuple(secrets), types=tuple(types), thin=thin, livemode=livemode)
+            endpoint.take_new(books)  # what was there before is not new
+            self.engine.endpoints.append(endpoint)
+
+        self._with_books(livemode, add)
+
+    def deliveries(self) -> list[Delivery]:
+        """Return every attempt to deliver an event, in both modes, oldest first."""
+        with self.engine.lock:
+            return list(self.engine.deliveries)
 
 
 def _instant(given: Instant | None) -> datetime | None:

@@ -3,12 +3,14 @@
 `emitted` is when an event came to be by the sandbox's clock, which lists lag behind; `created` is what it says itself.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
 from meterctl.sandbox.local_stripe.model import Json, iso_ms
+from meterctl.sandbox.local_stripe.options import StripeOptions
 
 API_VERSION = "2026-10-28.endive"
 """Version that stripe-python 16.1.0 pins; told where the caller names none."""
@@ -83,6 +85,8 @@ class ThinEvent:
 
 class _Event(Protocol):
     @property
+    def id(self) -> str: ...
+    @property
     def created(self) -> datetime: ...
     @property
     def emitted(self) -> datetime: ...
@@ -96,10 +100,25 @@ def is_kept(event: _Event, now: datetime) -> bool:
     return now - event.created <= KEPT
 
 
-def listed(events: Sequence[AnyEvent], now: datetime) -> list[AnyEvent]:
-    """Given events in the order they came to be, return those that a list shows, newest first."""
-    shown = [event for event in reversed(events) if is_kept(event, now)]
-    return sorted(shown, key=lambda event: event.created, reverse=True)
+def listed(events: Sequence[AnyEvent], now: datetime, options: StripeOptions) -> list[AnyEvent]:
+    """Given events in the order they came to be, return those that a list shows, newest first.
+
+    By seed, each is late by a time of its own, and those of one second come in any order, the same each time.
+    """
+    seed = options.event_list_seed
+    shown = [event for event in reversed(events) if is_kept(event, now) and event.emitted + _lag(event, options) <= now]
+    if seed is None:
+        return sorted(shown, key=lambda event: event.created, reverse=True)
+    return sorted(shown, key=lambda event: (-int(event.created.timestamp()), _drawn(f"{seed}/order/{event.id}")))
+
+
+def _lag(event: _Event, options: StripeOptions) -> timedelta:
+    seed = options.event_list_seed
+    return timedelta(seconds=options.event_list_lag_s * (1 if seed is None else _drawn(f"{seed}/lag/{event.id}")))
+
+
+def _drawn(name: str) -> float:
+    return random.Random(name).random()  # noqa: S311  # repeatable by seed, nothing secret
 
 
 Bounds = Mapping[str, datetime]

@@ -1,9 +1,10 @@
-"""Faults as JSON, as the control API takes them."""
+"""Faults and rejections as JSON, as the control API takes them."""
 
 from collections.abc import Mapping
 from dataclasses import fields
 
 from meterctl.sandbox.local_stripe.faults import Fault, FaultKind, RandomFaults
+from meterctl.sandbox.local_stripe.rejections import RandomRejections
 
 
 def fault_of(document: Mapping[str, object]) -> Fault:
@@ -35,6 +36,19 @@ def random_faults_of(document: Mapping[str, object]) -> RandomFaults:
     return RandomFaults(**checked)  # type: ignore[arg-type]  # names and types were checked just above
 
 
+def random_rejections_of(document: Mapping[str, object]) -> RandomRejections:
+    """Given RandomRejections' fields as JSON, return them; raise ValueError naming what does not fit."""
+    _check_fields(document, RandomRejections)
+    for name in ("seed", "rate"):
+        if name not in document:
+            raise ValueError(f"Random rejections need `{name}`.")
+    _check_number(document, "seed", int, least=None)
+    for name in ("rate", "false_rate"):
+        _check_number(document, name, (int, float), least=0)
+    _check_number(document, "per_identifier_max", int, least=0)
+    return RandomRejections(**document)  # type: ignore[arg-type]  # names and types were checked just above
+
+
 def _kind(value: object) -> FaultKind:
     kinds = [kind.value for kind in FaultKind]
     if value not in kinds:
@@ -42,7 +56,7 @@ def _kind(value: object) -> FaultKind:
     return FaultKind(str(value))
 
 
-def _check_fields(document: Mapping[str, object], of: type[Fault] | type[RandomFaults]) -> None:
+def _check_fields(document: Mapping[str, object], of: type[Fault | RandomFaults | RandomRejections]) -> None:
     known = {field.name for field in fields(of)}
     if unknown := sorted(set(document) - known):
         raise ValueError(f"Unknown field {unknown[0]!r}; there are {', '.join(sorted(known))}.")

@@ -202,35 +202,6 @@ class StoredEvent:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AsyncRejection:
-    """An event that was answered with 200 and found invalid afterwards; `meter_id` is None where no meter was found."""
-
-    code: str
-    message: str
-    identifier: str
-    idempotency_key: str | None
-    event_name: str
-    meter_id: str | None
-    customer: str
-    received: datetime
-    livemode: bool
-
-    def record(self) -> Json:
-        """Return it as JSON."""
-        return {
-            "code": self.code,
-            "message": self.message,
-            "identifier": self.identifier,
-            "idempotency_key": self.idempotency_key,
-            "event_name": self.event_name,
-            "meter_id": self.meter_id,
-            "customer": self.customer,
-            "received": iso(self.received),
-            "livemode": self.livemode,
-        }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LoggedRequest:
     """One request and how it ended. `status` is None where no answer was sent; `fault` the scripted one, if any."""
 

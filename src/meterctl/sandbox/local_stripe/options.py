@@ -51,6 +51,18 @@ class StripeOptions:
     v2_list_has_data: bool = False
     """Whether the events that `GET /v2/core/events` lists carry their `data`."""
 
+    event_list_lag_s: float = 0
+    """An event shows in lists this long after it came to be, by the sandbox's clock; retrieved, it is there at once."""
+
+    event_list_seed: int | None = None
+    """Draws each event's own lag, up to that one, and an order for the events of one second."""
+
+    delivery_retry_s: tuple[float, ...] = (1, 5, 25)
+    """Real seconds after which a delivery is tried again, one after the other; the real ones go on for days."""
+
+    duplicate_deliveries: bool = False
+    """Whether every event is delivered twice."""
+
     latency_ms: float = 0
     """Real milliseconds each call of the API takes, half before and half after it is executed."""
 
@@ -76,7 +88,8 @@ class StripeOptions:
             if name not in known:
                 raise ValueError(f"Unknown option {name!r}; there are {', '.join(sorted(known))}.")
             _check(name, value)
-        return replace(self, **changes)  # type: ignore[arg-type]  # names and types were checked just above
+        fitted = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+        return replace(self, **fitted)  # type: ignore[arg-type]  # names and types were checked just above
 
 
 def _check(name: str, value: object) -> None:
@@ -92,9 +105,18 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "zero_usage": ("empty", "zero_row"),
 }
 _BOOLEANS = frozenset(
-    {"concurrency_check", "accept_any_key", "mute", "duplicate_reports", "events_before_basil", "v2_list_has_data"}
+    {
+        "concurrency_check",
+        "accept_any_key",
+        "mute",
+        "duplicate_deliveries",
+        "duplicate_reports",
+        "events_before_basil",
+        "v2_list_has_data",
+    }
 )
-_INTEGERS = frozenset({"report_samples_max", "request_log_max"})
+_OPTIONAL = frozenset({"rate_limit_per_s", "event_list_seed"})
+_INTEGERS = frozenset({"event_list_seed", "report_samples_max", "request_log_max"})
 
 
 def _fits(name: str, value: object) -> bool:
@@ -104,6 +126,12 @@ def _fits(name: str, value: object) -> bool:
         return isinstance(value, bool)
     if name == "account_id":
         return isinstance(value, str) and value.startswith("acct_")
-    if name == "rate_limit_per_s" and value is None:
+    if name in _OPTIONAL and value is None:
         return True
-    return isinstance(value, int if name in _INTEGERS else int | float) and not isinstance(value, bool) and value >= 0
+    if name == "delivery_retry_s":
+        return isinstance(value, list | tuple) and all(_is_number(each) for each in value)
+    return _is_number(value) and (name not in _INTEGERS or isinstance(value, int))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

@@ -3,15 +3,45 @@
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 from meterctl.sandbox.local_stripe.errors import Refusal
-from meterctl.sandbox.local_stripe.model import AsyncRejection, StoredEvent
+from meterctl.sandbox.local_stripe.model import Json, StoredEvent, iso
 
 CUSTOMER_NOT_FOUND = "meter_event_customer_not_found"
 NO_METER = "no_meter"
 
 When = Literal["now", "later"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AsyncRejection:
+    """An event that was answered with 200 and found invalid afterwards; `meter_id` is None where no meter was found."""
+
+    code: str
+    message: str
+    identifier: str
+    idempotency_key: str | None
+    event_name: str
+    meter_id: str | None
+    customer: str
+    received: datetime
+    livemode: bool
+
+    def record(self) -> Json:
+        """Return it as JSON."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "identifier": self.identifier,
+            "idempotency_key": self.idempotency_key,
+            "event_name": self.event_name,
+            "meter_id": self.meter_id,
+            "customer": self.customer,
+            "received": iso(self.received),
+            "livemode": self.livemode,
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 from meterctl.sandbox.local_stripe.emission import emit_thin
 from meterctl.sandbox.local_stripe.errors import no_such
 from meterctl.sandbox.local_stripe.events import RelatedObject, ThinEvent
-from meterctl.sandbox.local_stripe.model import AsyncRejection, Json, iso_ms
+from meterctl.sandbox.local_stripe.model import Json, iso_ms
 from meterctl.sandbox.local_stripe.options import StripeOptions
-from meterctl.sandbox.local_stripe.rejections import NO_METER
+from meterctl.sandbox.local_stripe.rejections import NO_METER, AsyncRejection
 from meterctl.sandbox.local_stripe.rules import Context
 from meterctl.sandbox.local_stripe.store import Books
 

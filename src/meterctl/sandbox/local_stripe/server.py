@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,6 +13,7 @@ from aiohttp import web
 
 from meterctl.sandbox.local_stripe.clock import Real
 from meterctl.sandbox.local_stripe.control import Control
+from meterctl.sandbox.local_stripe.courier import Courier
 from meterctl.sandbox.local_stripe.event_console import EventConsole
 from meterctl.sandbox.local_stripe.keys import KEY_LIVE, KEY_TEST
 from meterctl.sandbox.local_stripe.options import StripeOptions
@@ -62,6 +63,7 @@ class LocalStripe(EventConsole):
         self._thread: threading.Thread | None = None
         self._web: web.Server | None = None
         self._listener: asyncio.Server | None = None
+        self._courier: asyncio.Task[None] | None = None
         self._errands: set[asyncio.Task[None]] = set()
 
     @property
@@ -91,6 +93,7 @@ class LocalStripe(EventConsole):
         self._thread.start()
         self._web = self._run(self._make_web())
         self.start_listening()
+        self._send_courier()
         return self
 
     def stop(self) -> None:
@@ -102,7 +105,7 @@ class LocalStripe(EventConsole):
         self._thread.join()
         self._loop.close()
         self._place.close()
-        self._thread = self._place = self._running_loop = None
+        self._thread = self._place = self._running_loop = self._courier = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -119,6 +122,19 @@ class LocalStripe(EventConsole):
     def start_listening(self) -> None:
         """Take connections (again) on the same port."""
         self._run(self._start_listening())
+
+    def add_endpoint(
+        self,
+        url: str,
+        secrets: Sequence[str],
+        *,
+        types: Sequence[str] = ("*",),
+        thin: bool = False,
+        livemode: bool = False,
+    ) -> None:
+        """Deliver as the console says, from now on or once started."""
+        super().add_endpoint(url, secrets, types=types, thin=thin, livemode=livemode)
+        self._send_courier()
 
     @property
     def _loop(self) -> _Loop:
@@ -157,6 +173,15 @@ class LocalStripe(EventConsole):
         # a moment's grace, so that the answer to the request that asked for it still goes out
         self._loop.call_later(0.05, lambda: self._spawn(self._stop_listening()))
         self._loop.call_later(0.05 + seconds, lambda: self._spawn(self._start_listening()))
+
+    def _send_courier(self) -> None:
+        """Let the courier go its rounds, where there are endpoints and none goes yet. For any thread."""
+        if self._running_loop is not None and self.engine.endpoints:
+            self._running_loop.call_soon_threadsafe(self._start_courier)
+
+    def _start_courier(self) -> None:
+        if self._courier is None:
+            self._courier = self._loop.create_task(Courier(self.engine).run())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._errands.add(self._loop.create_task(work))  # a task nobody holds may be collected unfinished

@@ -31,7 +31,7 @@ def list_events(books: Books, params: Params, context: Context) -> Json:
     bounds = _bounds(params)
     documents = [
         event.document()
-        for event in listed(books.snapshots, context.now)
+        for event in listed(books.snapshots, context.now, context.options)
         if is_within(event.created, bounds)
         and (not patterns or any(pattern.fullmatch(event.type) for pattern in patterns))
     ]

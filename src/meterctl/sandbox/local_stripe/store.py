@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from meterctl.sandbox.local_stripe.idempotency import IdempotencyKeys
-from meterctl.sandbox.local_stripe.model import WINDOW_S, AsyncRejection, Customer, Formula, Meter, Price, StoredEvent
-from meterctl.sandbox.local_stripe.rejections import RejectionScript
+from meterctl.sandbox.local_stripe.model import WINDOW_S, Customer, Formula, Meter, Price, StoredEvent
+from meterctl.sandbox.local_stripe.rejections import AsyncRejection, RejectionScript
 
 if TYPE_CHECKING:
     from meterctl.sandbox.local_stripe.events import SnapshotEvent, ThinEvent
