@@ -11,6 +11,7 @@ from meterctl.settings.load import RENAMED_METER, VARIABLES
 from meterctl.settings.meters import METER_KINDS, Meter
 from meterctl.settings.model import LookupSettings, PayerSettings, Section, StripeSettings, environment_fields
 from meterctl.settings.toml_text import literal
+from meterctl.settings.webhooks import SubscriptionsSettings, WebhookSettings
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -50,9 +51,11 @@ def _default(name: str, field: FieldInfo) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    listed = f" One of {', '.join(f'`{literal(choice)}`' for choice in choices)}." if len(choices) > 1 else ""
-    return f"{field.description}{listed}"
+    choices, word = field.annotation, "One"
+    if get_origin(choices) is tuple:
+        choices, word = get_args(choices)[0], "Any"
+    listed = [f"`{literal(choice)}`" for choice in get_args(choices)] if get_origin(choices) is Literal else []
+    return f"{field.description} {word} of {', '.join(listed)}." if len(listed) > 1 else f"{field.description}"
 
 
 def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -69,6 +72,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
         source: (lambda kind=kind: keys(kind, without=Meter.model_fields))  # type: ignore[misc] # binds each kind
         for source, kind in METER_KINDS.items()
     },
+    "webhooks": lambda: keys(WebhookSettings, without=["subscriptions"]),
+    "subscriptions": lambda: keys(SubscriptionsSettings),
     "environment": variables,
 }
 

@@ -40,6 +40,15 @@ source = "gauge"
 table = "seats"
 step = "15m"
 payers = [{ lookup = "plan", column = "org" }]
+
+[webhooks]
+handle = ["customer.subscription.deleted"]
+events = "Shop.Event"
+
+[webhooks.subscriptions]
+table = "Shop.Plan"
+subscription = "sub id"
+customer = "stripeId"
 """
 SECRETS = {
     "DATABASE_URL": "postgresql://app:hunter2@127.0.0.1/billing",
@@ -64,9 +73,9 @@ def own(tmp_path: Path) -> Path:
     return path
 
 
-def sections(path: Path | None) -> tuple[Any, Any, Any]:
+def sections(path: Path | None) -> tuple[Any, ...]:
     settings = load_settings(config_file=path, environ={}, flags={}, require_database=False)
-    return settings.stripe, dict(settings.lookups), dict(settings.meters)
+    return settings.stripe, dict(settings.lookups), dict(settings.meters), settings.webhooks
 
 
 # generate

@@ -368,7 +368,7 @@ def test_a_view_says_where_the_column_must_come_from(connection: psycopg.Connect
     connection.execute("CREATE VIEW v AS SELECT id, workspace_id, user_id, quantity, created_at FROM usage_events")
     with pytest.raises(ConfigurationError) as caught:
         planner(connection, on_table(tmp_path, "v"))()
-    assert "add it to the table below (timestamptz, NULL) and to the view" in caught.value.problems[0]
+    assert "add it to the table below (timestamptz) and to the view" in caught.value.problems[0]
 
 
 def test_a_view_with_the_column_gets_a_note_about_its_index(connection: psycopg.Connection, tmp_path: Path) -> None:

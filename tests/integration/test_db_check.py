@@ -290,7 +290,7 @@ def test_what_cannot_be_stamped_is_refused(connection: psycopg.Connection, confi
 def test_a_view_without_the_column_says_where_it_must_come_from(connection: psycopg.Connection, config: Path) -> None:
     connection.execute("CREATE VIEW v AS SELECT id, workspace_id, user_id, quantity, created_at FROM usage_events")
     (line,) = problems(connection, config, CONFIG.replace('"usage_events"', '"v"'))
-    assert line.endswith("add it to the table below (timestamptz, NULL) and to the view")
+    assert line.endswith("add it to the table below (timestamptz) and to the view")
 
 
 def test_lacking_privileges_alone_are_77_and_the_named_grants_mend_them(
@@ -426,8 +426,8 @@ def test_row_level_security_that_hides_rows_is_a_warning(
     connection.execute("ALTER TABLE usage_events ENABLE ROW LEVEL SECURITY")
     assert findings(connection, config, Status.WARN) == []
     with connect(as_role(database_url, role)) as job:
-        (line,) = findings(job, config, Status.WARN)
-    assert "row-level security" in line
+        lines = findings(job, config, Status.WARN)
+    assert sum("row-level security" in line for line in lines) == 1
 
 
 def test_an_empty_database_fails_with_everything(empty_database_url: str, config: Path) -> None:

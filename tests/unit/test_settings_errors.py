@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from meterctl.errors import ConfigurationError
 from meterctl.settings import Settings, load_settings
+from meterctl.settings.webhooks import WebhookSettings
 
 DATABASE = {"DATABASE_URL": "postgresql://meterctl@db.internal/billing"}
 METER = """
@@ -104,11 +106,48 @@ WRONG = {
         METER.replace('"organization"', '"organisation"'),
         "meters.calls.payers[0].lookup: there is no [lookups.organisation]; did you mean `organization`?",
     ),
+    "unknown key of [webhooks]": ("[webhooks]\nhandel = []", "webhooks.handel: is not a key; did you mean `handle`?"),
+    "unknown key of the subscriptions": (
+        '[webhooks.subscriptions]\ntable = "t"\nsubscription = "s"\ncustomer = "c"\norganisation = "o"',
+        "webhooks.subscriptions.organisation: is not a key; did you mean `organization`?",
+    ),
+    "missing key of the subscriptions": (
+        '[webhooks.subscriptions]\ntable = "t"\ncustomer = "c"',
+        "webhooks.subscriptions.subscription: is missing; Column with the Stripe subscription id: a row is known by it",
+    ),
+    "subscriptions as text": (
+        '[webhooks]\nsubscriptions = "t"',
+        "webhooks.subscriptions: must be a table of keys, not text",
+    ),
+    "unknown event": (
+        '[webhooks]\nhandle = ["invoice.payment_failed", "customer.subscription.update"]',
+        'webhooks.handle[1]: must be "checkout.session.completed", "customer.subscription.created"',
+    ),
+    "one event as text": (
+        '[webhooks]\nhandle = "invoice.payment_failed"',
+        "webhooks.handle: must be a list in brackets, not text",
+    ),
+    "an event twice": (
+        '[webhooks]\nhandle = ["invoice.payment_failed", "invoice.payment_failed"]',
+        'webhooks.handle: names "invoice.payment_failed" more than once; remove one',
+    ),
     "missing key": (
         METER.replace('table = "calls"\n', ""),
         'meters.calls.table: is missing; Table or view with the usage, as "table" or "schema.table"',
     ),
 }
+
+
+def test_an_event_that_is_nearly_right_is_suggested(path: Path) -> None:
+    (found,) = problems_of(path, '[webhooks]\nhandle = ["customer.subscription.update"]')
+    assert found.endswith('; did you mean "customer.subscription.updated"?')
+
+
+def test_events_of_subscriptions_need_their_table() -> None:
+    """The shipped configuration has one, so that no file can be without."""
+    with pytest.raises(ValidationError, match=r"write a .webhooks.subscriptions. table, or leave invoice.payment_fail"):
+        WebhookSettings(handle=("invoice.payment_failed",))
+    assert WebhookSettings(handle=("v1.billing.meter.no_meter_found",)).kept_table is None
 
 
 @pytest.mark.parametrize(("text", "expected"), WRONG.values(), ids=WRONG.keys())

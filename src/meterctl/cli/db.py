@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Prepare the database, and check that it is ready.", no_args_is_help=True)
 
 Print = Annotated[bool, typer.Option("--print", help="Print the SQL for a DBA; change nothing.")]
-Table = Annotated[str | None, typer.Argument(help="Only this table; else those of all enabled meters.")]
+Table = Annotated[str | None, typer.Argument(help="Only this table; else those of all enabled meters, and of events.")]
 CutOver = Annotated[
     str | None,
     typer.Option(
@@ -90,19 +90,21 @@ def adopt(
     print_sql: Print = False,
     yes: Yes = False,
 ) -> None:
-    """Prepare tables: the column that is stamped and its index, the trigger that counts; shows, then asks."""
+    """Prepare tables: columns that meterctl writes, their indexes, the trigger that counts; shows, then asks."""
     from meterctl.cli.wiring import confirmed, open_settings
     from meterctl.postgres.adopt import plan_adoption
     from meterctl.postgres.adopting import carry_out, require_rights
     from meterctl.postgres.connect import connect
     from meterctl.postgres.counting import plan_counting
     from meterctl.postgres.wanted import adoptable_meters, meters_of_table
+    from meterctl.postgres.webhook_adopt import adoptable_tables, plan_webhooks
     from meterctl.settings import CounterMeter, RowsMeter
 
     since = instant(cut_over) if cut_over is not None else None
     settings = open_settings(context)
-    meters = meters_of_table(settings, table) if table is not None else adoptable_meters(settings)
-    if not meters:
+    others = adoptable_tables(settings, table)
+    meters = meters_of_table(settings, table, others) if table is not None else adoptable_meters(settings)
+    if not meters and not others:
         raise ConfigurationError(
             "no meter with a table to adopt is enabled", hint="enable one under [meters.…] in the configuration"
         )
@@ -113,7 +115,8 @@ def adopt(
 
         def plan() -> "Adoption":
             counting = plan_counting(connection, settings, counters)
-            return plan_adoption(connection, settings, rows, cut_over=since) + counting
+            adoption = plan_adoption(connection, settings, rows, cut_over=since) + counting
+            return adoption + plan_webhooks(connection, settings, others)
 
         adoption = plan()
         _show(adoption)

@@ -122,7 +122,7 @@ def plan_adoption(
     return Adoption(
         steps=tuple(dict.fromkeys(step for _, steps in planned for step in steps)),
         notes=tuple(dict.fromkeys(note for target in targets for note in _notes(target))),
-        obstacles=tuple(dict.fromkeys(line for t, steps in planned if steps for line in _obstacles(t, role))),
+        obstacles=tuple(dict.fromkeys(line for t, steps in planned if steps for line in obstacles(t.relations, role))),
     )
 
 
@@ -152,7 +152,7 @@ def _misfits(
     if table is None:
         return [missing_table(wanted, table_names(connection), role, settings.where).line]
     if table.kind in INDEXABLE:
-        there = (column for column in wanted.columns if not column.stamped or column.name in table.columns)
+        there = (column for column in wanted.columns if not column.added_as or column.name in table.columns)
         wanted = replace(wanted, columns=tuple(there))
     found = [m.line for m in table_misfits(wanted, table, role, settings.where) if not m.privilege]
     return found + [f"{settings.where(f'{wanted.section}.{key}')}: {what}" for key, what in _refused(connection, meter)]
@@ -265,8 +265,9 @@ def _notes(target: _Target) -> Iterator[str]:
         yield f'{name} has a column "{meant}"; make sure that "{column}" is not meant to be that one'
 
 
-def _obstacles(target: _Target, role: str) -> Iterator[str]:
-    for relation in target.relations:
+def obstacles(relations: Sequence[Relation], role: str) -> Iterator[str]:
+    """Yield the rights that a role lacks to give tables columns and indexes."""
+    for relation in relations:
         if not relation.owned:
             yield f"{relation.sql} belongs to {relation.owner}; run as {relation.owner}"
         elif not relation.may_create:

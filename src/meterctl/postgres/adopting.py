@@ -84,6 +84,11 @@ def _explained() -> Iterator[None]:
                 hint="CREATE INDEX CONCURRENTLY on the meter's occurred_at column first, then try again",
             ) from error
         raise
+    except pg.UniqueViolation as error:
+        raise ConfigurationError(
+            f"{error.diag.message_primary}: {error.diag.message_detail}",
+            hint="leave one row of each, then run `meterctl db adopt` again",
+        ) from error
     except (pg.DuplicateColumn, pg.DuplicateTable) as error:
         raise ConfigurationError(
             f"something of that name is there already: {error.diag.message_primary}",

@@ -17,8 +17,9 @@ Parts = tuple[str, ...]
 class ColumnInfo:
     """One column: `type` as PostgreSQL writes it (`bigint`, `timestamp with time zone`).
 
-    `base_type` is the same unless `type` is a domain. `readable` and `writable` are this role's SELECT and UPDATE,
-    `updatable` is whether anybody could (a view may say no). `quoted` is the name as SQL writes it.
+    `base_type` is the same unless `type` is a domain. `readable`, `writable` and `insertable` are this role's SELECT,
+    UPDATE and INSERT, `updatable` is whether anybody could (a view may say no). `quoted` is the name as SQL writes it.
+    `defaulted`: a row that does not name it gets a value all the same.
     """
 
     name: str
@@ -28,7 +29,9 @@ class ColumnInfo:
     nullable: bool
     readable: bool
     writable: bool
+    insertable: bool
     updatable: bool
+    defaulted: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,5 +110,5 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> TableInfo:
 
 
 def _column(row: Mapping[str, Any]) -> ColumnInfo:
-    names = ("type", "base_type", "nullable", "readable", "writable", "updatable")
+    names = ("type", "base_type", "nullable", "readable", "writable", "insertable", "updatable", "defaulted")
     return ColumnInfo(name=row["column"], quoted=row["column_quoted"], **{name: row[name] for name in names})

@@ -38,13 +38,17 @@ _NO_ROWS = RowWindow(since=_SOME_INSTANT, until=_SOME_INSTANT, fresh_from=_SOME_
 
 def require_fit(connection: psycopg.Connection, settings: Settings, keys: Sequence[str] | None = None) -> None:
     """Raise ConfigurationError if the database does not fit the meters, NotPermittedError if only privileges lack."""
-    found = misfits(connection, settings, keys)
+    raise_for(misfits(connection, settings, keys))
+
+
+def raise_for(found: Sequence[Misfit], *, hint: str | None = None) -> None:
+    """Raise the same for misfits that have been found, if any."""
     if not found:
         return
     lines = tuple(misfit.line for misfit in found)
     if all(misfit.privilege for misfit in found):
-        raise NotPermittedError("\n  ".join(("the role lacks privileges in the database", *lines)))
-    raise ConfigurationError("the database does not fit the configuration", problems=lines)
+        raise NotPermittedError("\n  ".join(("the role lacks privileges in the database", *lines)), hint=hint)
+    raise ConfigurationError("the database does not fit the configuration", problems=lines, hint=hint)
 
 
 def configuration_problems(

@@ -6,6 +6,7 @@ import psycopg
 
 from meterctl.core.diagnosis import Finding, failed, parted, passed, warned
 from meterctl.errors import ExitCode, NotPermittedError
+from meterctl.postgres import webhook_fit
 from meterctl.postgres.catalog import TableInfo, find_tables
 from meterctl.postgres.check import misfits
 from meterctl.postgres.connect import transaction
@@ -41,6 +42,7 @@ def inspect_database(connection: psycopg.Connection, settings: Settings) -> list
         *fit(connection, settings),
         *indexes(connection, settings),
         *counting(connection, settings),
+        *webhook_fit.findings(connection, settings),
         *no_meter(settings),
     ]
 

@@ -60,7 +60,7 @@ def _column_fault(wanted: WantedTable, column: WantedColumn, table: TableInfo) -
         return f'there is no column "{column.name}" in {wanted.name}{_missing_remedy(wanted, column, table)}'
     if not column.kind.accepts(found.base_type):
         return _wrong_type(wanted, column, found)
-    if column.stamped and not found.updatable:
+    if column.updated and not found.updatable:
         kind = _NOT_TABLES.get(table.kind, "a view that does not let it be updated")
         return f'"{column.name}" cannot be updated: {wanted.name} is {kind}; name the table itself'
     return None
@@ -68,18 +68,20 @@ def _column_fault(wanted: WantedTable, column: WantedColumn, table: TableInfo) -
 
 def _missing_remedy(wanted: WantedTable, column: WantedColumn, table: TableInfo) -> str:
     known = list(table.columns)
-    if not column.stamped:
+    if column.added_as is None:
         return suggestion(column.name, known)
     meant = near(column.name, known)
     if meant:
         return f'; did you mean "{meant}"? Otherwise add it: meterctl db adopt {wanted.name}'
     if table.kind in {"r", "p"}:
         return f"; add it: meterctl db adopt {wanted.name}"
-    return "; add it to the table below (timestamptz, NULL) and to the view"
+    return f"; add it to the table below ({column.added_as}) and to the view"
 
 
 def _wrong_type(wanted: WantedTable, column: WantedColumn, found: ColumnInfo) -> str:
     is_type = f'"{column.name}" of {wanted.name} is {found.type}'
+    if column.kind is Kind.ZONED:
+        return f"{is_type}; make it {Kind.INSTANT.value}"
     if column.kind not in {Kind.INSTANT, Kind.LOCAL_TIME}:
         return f"{is_type}, must be {column.kind.value}; name another column, or a view with a cast"
     if found.base_type == LOCAL_TIME:
@@ -94,16 +96,21 @@ def _lacking(wanted: WantedTable, table: TableInfo, role: str) -> Iterator[tuple
     if not table.schema_usable:
         grant = _usage_grant(table.schema_quoted, role)
         yield wanted.key, f"role {role} may not use schema {table.schema_quoted}; {grant}"
-    columns = {c.name: table.columns[c.name] for c in wanted.columns if c.name in table.columns}
-    unreadable = ", ".join(column.quoted for column in columns.values() if not column.readable)
-    if unreadable:
-        grant = f"GRANT SELECT ({unreadable}) ON {table.quoted} TO {role};"
-        yield wanted.key, f"role {role} may not read {unreadable} of {wanted.name}; {grant}"
-    for column in wanted.columns:
-        found = table.columns.get(column.name)
-        if column.stamped and found is not None and found.updatable and not found.writable:
-            grant = f"GRANT UPDATE ({found.quoted}) ON {table.quoted} TO {role};"
-            yield column.key, f"role {role} may not update {found.quoted} of {wanted.name}; {grant}"
+    there = {column: table.columns[column.name] for column in wanted.columns if column.name in table.columns}
+    lacking = {
+        "read": [column for column, found in there.items() if not found.readable],
+        "update": [c for c, found in there.items() if c.updated and found.updatable and not found.writable],
+        "insert": [column for column, found in there.items() if column.inserted and not found.insertable],
+    }
+    for verb, columns in lacking.items():
+        if columns:
+            names = ", ".join(dict.fromkeys(there[column].quoted for column in columns))
+            grant = f"GRANT {_RIGHTS[verb]} ({names}) ON {table.quoted} TO {role};"
+            key = columns[0].key if verb == "update" and len(columns) == 1 else wanted.key
+            yield key, f"role {role} may not {verb} {names} of {wanted.name}; {grant}"
+
+
+_RIGHTS = {"read": "SELECT", "update": "UPDATE", "insert": "INSERT"}
 
 
 def _usage_grant(schema: str, role: str) -> str:

@@ -21,9 +21,15 @@ class Kind(Enum):
     """What a column's type must be; messages say so with the value."""
 
     ANY = "of any type"
+    TEXT = "text or character varying"
+    BOOLEAN = "boolean"
+    INTEGER = "smallint, integer or bigint"
+    JSON = "jsonb"
+    BYTES = "bytea"
     ID = "smallint, integer, bigint, uuid, text or character varying"
     NUMBER = "a number (smallint, integer, bigint, numeric, real or double precision)"
     INSTANT = "timestamp with time zone"
+    ZONED = "timestamp with time zone: no zone can be named here"
     LOCAL_TIME = "timestamp with or without time zone"
 
     def accepts(self, base_type: str) -> bool:
@@ -32,35 +38,47 @@ class Kind(Enum):
 
 
 _TYPES = {
+    Kind.TEXT: {"text", "character varying"},
+    Kind.BOOLEAN: {"boolean"},
+    Kind.INTEGER: {"smallint", "integer", "bigint"},
+    Kind.JSON: {"jsonb"},
+    Kind.BYTES: {"bytea"},
     Kind.ID: {"smallint", "integer", "bigint", "uuid", "text", "character varying"},
     Kind.NUMBER: {"smallint", "integer", "bigint", "numeric", "real", "double precision"},
     Kind.INSTANT: {"timestamp with time zone"},
+    Kind.ZONED: {"timestamp with time zone"},
     Kind.LOCAL_TIME: {"timestamp with time zone", "timestamp without time zone"},
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WantedColumn:
-    """A column that a key of the configuration names. `stamped`: meterctl updates it."""
+    """A column that a key of the configuration names. `added_as`: as what `db adopt` adds it where it is missing."""
 
     key: str
     name: str
     kind: Kind = Kind.ANY
-    stamped: bool = False
+    updated: bool = False
+    inserted: bool = False
+    added_as: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WantedTable:
-    """A table that the section `[section]` of the configuration names; `name` as it is written there."""
+    """A table that the section `[section]` of the configuration names; `name` as it is written there.
+
+    `is_key`: no section names it, but this key.
+    """
 
     section: str
     name: str
     columns: tuple[WantedColumn, ...]
+    is_key: bool = False
 
     @property
     def key(self) -> str:
         """The key that names the table."""
-        return f"{self.section}.table"
+        return self.section if self.is_key else f"{self.section}.table"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -86,14 +104,24 @@ def adoptable_meters(settings: Settings) -> dict[str, RowsMeter | CounterMeter]:
     }
 
 
-def meters_of_table(settings: Settings, table: str) -> dict[str, RowsMeter | CounterMeter]:
-    """Return the adoptable meters on this table. Raises UsageError naming the configured ones if there is none."""
+def meters_of_table(
+    settings: Settings, table: str, others: Sequence[WantedTable] = ()
+) -> dict[str, RowsMeter | CounterMeter]:
+    """Return the adoptable meters on this table.
+
+    Raises UsageError naming the tables that can be adopted if it is neither a meter's nor one of `others`.
+    """
     meters = adoptable_meters(settings)
-    found = {key: meter for key, meter in meters.items() if table in {meter.table, meter.table_parts[-1]}}
-    if not found:
-        known = sorted({".".join(meter.table_parts) for meter in meters.values()})
+    found = {key: meter for key, meter in meters.items() if is_named(table, meter.table_parts)}
+    if not found and not any(is_named(table, one.parts) for one in others):
+        known = sorted({".".join(meter.table_parts) for meter in meters.values()} | {one.name for one in others})
         raise UsageError(f'no enabled meter has the table "{table}" to adopt{suggestion(table, known)}')
     return found
+
+
+def is_named(table: str, parts: Sequence[str]) -> bool:
+    """Whether a table is meant, by its whole name or its last part."""
+    return table in {".".join(parts), parts[-1]}
 
 
 def _instant(time_zone: str | None) -> Kind:
@@ -121,7 +149,9 @@ def _rows_columns(section: str, meter: RowsMeter) -> Iterator[WantedColumn]:
         yield WantedColumn(key=f"{section}.value", name=meter.value, kind=Kind.NUMBER)
     instant = _instant(meter.time_zone)
     yield WantedColumn(key=f"{section}.occurred_at", name=meter.occurred_at, kind=instant)
-    yield WantedColumn(key=f"{section}.reported_at", name=meter.reported_at, kind=instant, stamped=True)
+    yield WantedColumn(
+        key=f"{section}.reported_at", name=meter.reported_at, kind=instant, updated=True, added_as="timestamptz"
+    )
     yield from _payer_columns(section, meter)
     for part in meter.identifier_template:
         if isinstance(part, Column) and part.name != EVENT_NAME:

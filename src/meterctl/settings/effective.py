@@ -60,6 +60,7 @@ def entries(settings: Settings) -> list[Entry]:
         *_section(settings, ("stripe",), settings.stripe),
         *(one for name, lookup in settings.lookups.items() for one in _section(settings, ("lookups", name), lookup)),
         *(one for key, meter in settings.meters.items() for one in _section(settings, ("meters", key), meter)),
+        *_webhooks(settings),
     ]
 
 
@@ -83,6 +84,13 @@ def _database(settings: Settings) -> Iterator[Entry]:
     yield Entry(section="", name="database_url", value=bool(url), source=source, in_file=False, secret=True)
     source = f"{ENVIRONMENT}PGPASSWORD"
     yield Entry(section="", name="database_password", value=bool(password), source=source, in_file=False, secret=True)
+
+
+def _webhooks(settings: Settings) -> Iterator[Entry]:
+    webhooks = settings.webhooks
+    yield from (one for one in _section(settings, ("webhooks",), webhooks) if one.name != "subscriptions")
+    if webhooks.subscriptions is not None:
+        yield from _section(settings, ("webhooks", "subscriptions"), webhooks.subscriptions)
 
 
 def _section(settings: Settings, path: Path, section: Section) -> Iterator[Entry]:

@@ -2,11 +2,11 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from meterctl.settings.model import PayerSettings, Section, environment_fields
+from meterctl.settings.model import Section, environment_fields
 from meterctl.settings.shipped import SHIPPED
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _only_an_echo(details: "ErrorDetails") -> bool:
 def _what(details: "ErrorDetails", kind: type[Section]) -> str:
     path = details["loc"]
     if details["type"] == "extra_forbidden":
-        return _unknown_key(str(path[-1]), PayerSettings if "payers" in path else kind)
+        return _unknown_key(str(path[-1]), _section_at(path[:-1], kind))
     if details["type"] == "missing":
         return f"is missing; {_description(path, kind)}"
     if details["type"] == "literal_error":
@@ -112,8 +112,23 @@ def _unknown_key(key: str, kind: type[Section]) -> str:
 
 
 def _description(path: Path, kind: type[Section]) -> str:
-    fields = (PayerSettings if "payers" in path[:-1] else kind).model_fields
+    fields = _section_at(path[:-1], kind).model_fields
     return (fields[str(path[-1])].description or "").rstrip(".")
+
+
+def _section_at(path: Path, kind: type[Section]) -> type[Section]:
+    """Return the section that stands at a path inside another: for `payers[0]` that of a payer."""
+    for part in path:
+        if isinstance(part, str):
+            kind = next(_sections_in(kind.model_fields[part].annotation))
+    return kind
+
+
+def _sections_in(annotation: object) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_in(inner)
 
 
 def _not_one_of(details: "ErrorDetails") -> str:

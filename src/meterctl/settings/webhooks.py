@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from meterctl.core.subscription_events import SUBSCRIPTION_TYPES
 from meterctl.settings.model import Section
 from meterctl.settings.types import ColumnName, TableName
 
@@ -38,8 +39,8 @@ class SubscriptionsSettings(Section):
     )
     event_at: ColumnName | None = Field(
         default=None,
-        description="Column with the instant of the newest event that the row holds; a newer one there is never "
-        "overwritten, whoever wrote it.",
+        description="Column with the instant of the newest event of the subscription itself that the row holds. What "
+        "is newer there is never overwritten, whoever wrote it.",
     )
 
     @property
@@ -62,8 +63,33 @@ class WebhookSettings(Section):
         "has that table's columns.",
     )
     subscriptions: SubscriptionsSettings | None = Field(
-        default=None, description="The table that the events of subscriptions keep true."
+        default=None, validate_default=True, description="The table that the events of subscriptions keep true."
     )
+
+    @field_validator("handle")
+    @classmethod
+    def _each_once(cls, handle: tuple[EventType, ...]) -> tuple[EventType, ...]:
+        twice = next((kind for kind in handle if handle.count(kind) > 1), None)
+        if twice is not None:
+            raise ValueError(f'names "{twice}" more than once; remove one')
+        return handle
+
+    @field_validator("subscriptions")
+    @classmethod
+    def _there_is_a_table(
+        cls, subscriptions: SubscriptionsSettings | None, info: ValidationInfo
+    ) -> SubscriptionsSettings | None:
+        handled = sorted(SUBSCRIPTION_TYPES.intersection(info.data.get("handle", ())))
+        if subscriptions is None and handled:
+            raise ValueError(
+                f"is missing; write a [webhooks.subscriptions] table, or leave {handled[0]} out of webhooks.handle"
+            )
+        return subscriptions
+
+    @property
+    def kept_table(self) -> SubscriptionsSettings | None:
+        """The table of subscriptions, if any event is handled that keeps it true."""
+        return self.subscriptions if SUBSCRIPTION_TYPES.intersection(self.handle) else None
 
     @property
     def events_parts(self) -> tuple[str, ...] | None:

@@ -10,7 +10,8 @@ SELECT wanted.n, c.oid, ns.nspname AS schema, c.relname AS name, quote_ident(ns.
        format_type(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, NULL) AS base_type,
        NOT a.attnotnull AS nullable, has_column_privilege(c.oid, a.attnum, 'SELECT') AS readable,
        has_column_privilege(c.oid, a.attnum, 'UPDATE') AS writable,
-       pg_column_is_updatable(c.oid, a.attnum, true) AS updatable
+       has_column_privilege(c.oid, a.attnum, 'INSERT') AS insertable,
+       pg_column_is_updatable(c.oid, a.attnum, true) AS updatable, a.atthasdef OR a.attidentity <> '' AS defaulted
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) WITH ORDINALITY AS wanted (schema, name, n)
 JOIN pg_class AS c ON c.relname = wanted.name AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 JOIN pg_namespace AS ns ON ns.oid = c.relnamespace
@@ -18,6 +19,25 @@ LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.att
 LEFT JOIN pg_type AS t ON t.oid = a.atttypid
 WHERE CASE WHEN wanted.schema IS NULL THEN pg_table_is_visible(c.oid) ELSE ns.nspname = wanted.schema END
 ORDER BY wanted.n, a.attnum
+
+-- name: unique_columns
+-- Columns each of whose values stands in one row at most, and by which ON CONFLICT finds it.
+SELECT a.attname AS column
+FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+WHERE i.indrelid = %(table)s AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indnkeyatts = 1
+  AND i.indpred IS NULL
+
+-- name: closed_sequences
+-- Sequences that a default of the table counts by and that this role may not use. Those of identity columns, which have no
+-- default, need no right.
+SELECT quote_ident(n.nspname) || '.' || quote_ident(s.relname) AS name
+FROM pg_attrdef AS ad
+JOIN pg_depend AS d ON d.classid = 'pg_attrdef'::regclass AND d.objid = ad.oid AND d.refclassid = 'pg_class'::regclass
+JOIN pg_class AS s ON s.oid = d.refobjid AND s.relkind = 'S'
+JOIN pg_namespace AS n ON n.oid = s.relnamespace
+WHERE ad.adrelid = %(table)s
+  AND CASE WHEN s.relkind = 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE, UPDATE') ELSE false END
+ORDER BY 1
 
 -- name: table_names
 -- What a name that was not found could mean.
