@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -172,3 +173,40 @@ def test_the_other_modes_stored_events_are_ignored(shell: Shell, mode: str) -> N
     done = shell.run("webhooks", "pull", "--json")
     outcome = {"live": "of live mode", "test": "not handled"}[mode]
     assert [(one["status"], one["outcome"]) for one in done.document["events"]] == [("ignored", outcome)]
+
+
+def test_a_subscriptions_table_that_does_not_fit_holds_up_its_events_and_nothing_else(shell: Shell) -> None:
+    """Error reports are about money: they are acted on, and reports run."""
+    shell.usage(quantity=3)
+    shell.stripe.reject_later(customer="cus_1")
+    assert shell.run("report-usage", "-q").code == 0
+    shell.sql("ALTER TABLE subscriptions RENAME stripe_event_at TO told_at")
+    subscribed(shell)
+    shell.stripe.clock.advance(timedelta(seconds=30))
+    done = shell.run("webhooks", "pull")
+    assert done.code == 78
+    assert "3 new events (0 known); 1 processed" in done.stdout
+    assert 'no column "stripe_event_at"' in done.stderr
+    assert shell.run("webhooks", "replay").code == 78
+    assert shell.run("report-usage", "-q").code == 10
+    shell.sql("ALTER TABLE subscriptions RENAME told_at TO stripe_event_at")
+    assert shell.run("webhooks", "pull").stdout == "0 new events (3 known); 2 processed\n"
+
+
+def test_the_applications_own_table_of_events(shell: Shell, tmp_path: Path) -> None:
+    """`db adopt` gives it what it lacks; the endpoint's columns of its own are left alone."""
+    shell.sql(
+        "CREATE TABLE hooks (event_id text, type text, livemode boolean, created timestamptz, payload jsonb,"
+        " seen_by text DEFAULT 'app')"
+    )
+    file = tmp_path / "config.toml"
+    file.write_text('[webhooks]\nevents = "hooks"\n')
+    shell.extra["METERCTL_CONFIG"] = str(file)
+    subscribed(shell)
+    lacking = shell.run("webhooks", "pull")
+    assert (lacking.code, "meterctl db adopt" in lacking.stderr) == (78, True)
+    assert shell.run("db", "adopt", "--yes").code == 0
+    assert shell.run("webhooks", "pull").stdout == "2 new events (0 known); 2 processed\n"
+    assert shell.sql("SELECT DISTINCT status, seen_by FROM hooks") == [("processed", "app")]
+    assert shell.sql("SELECT FROM meterctl.stripe_events") == []
+    assert shell.run("webhooks", "list", "--json").document["events"][0]["status"] == "processed"

@@ -104,8 +104,8 @@ def test_the_shipped_configuration_fits_the_shipped_tables(connection: psycopg.C
         (
             "ALTER TABLE subscriptions RENAME TO abos",
             (
-                'webhooks.subscriptions.table: there is no table "subscriptions"; known: abos, organizations, readings, '
-                "sensors, usage_events"
+                'webhooks.subscriptions.table: there is no table "subscriptions"; known: abos, organizations, '
+                "readings, sensors, usage_events"
             ),
         ),
         (

@@ -20,6 +20,7 @@ from meterctl.postgres.connect import Connection
 from meterctl.postgres.identity import ledger_identity, require_owner
 from meterctl.postgres.stripe_events import EventSelection, PostgresStripeEvents, event_store
 from meterctl.postgres.usage_queries import LedgerOwner
+from meterctl.postgres.webhook_fit import require_events_fit, require_subscriptions_fit
 from meterctl.render.values import iso
 from meterctl.render.webhooks import Deed, EventsDocument, show_events
 from meterctl.settings import Settings
@@ -50,6 +51,8 @@ def replay_events(settings: Settings, asked: ReplayAsked) -> ExitCode:
     """Act on the events that were asked for, oldest first."""
     document = EventsDocument(command="replay", dry_run=asked.dry_run)
     with open_database(settings) as connection, stop_on_signals() as stop:
+        require_events_fit(connection, settings)
+        require_subscriptions_fit(connection, settings)
         wiring = EventWiring(
             connection=connection,
             settings=settings,

@@ -10,6 +10,7 @@ from meterctl.cli.report_run import stop_on_signals
 from meterctl.cli.stripe_wiring import key_owner
 from meterctl.cli.wiring import open_database
 from meterctl.clock import SystemHostClock
+from meterctl.core.error_report import REPORT_TYPES
 from meterctl.errors import ExitCode, MeterctlError
 from meterctl.logs import get_logger
 from meterctl.ports import Acted, StopRequest
@@ -18,6 +19,7 @@ from meterctl.postgres.connect import Connection
 from meterctl.postgres.identity import require_owner
 from meterctl.postgres.stripe_events import EventSelection, event_store
 from meterctl.postgres.usage_queries import LedgerOwner
+from meterctl.postgres.webhook_fit import require_events_fit, require_subscriptions_fit
 from meterctl.render.values import iso
 from meterctl.render.webhooks import Deed, EventsDocument, show_events
 from meterctl.settings import Settings
@@ -41,16 +43,28 @@ def pull_events(settings: Settings, asked: PullAsked) -> ExitCode:
     """Read Stripe's lists of events, then act on all that is stored and waits."""
     document = EventsDocument(command="pull")
     with open_database(settings) as connection, stop_on_signals() as stop:
+        require_events_fit(connection, settings)
         clock = PostgresClock(connection, SystemHostClock())
         owner = _owner(connection, settings, clock)
         account = owner.account if owner else None
         wiring = EventWiring(connection=connection, settings=settings, account=account, clock=clock)
         if owner is not None:
             _pull(wiring, owner, asked, document)
-        waiting = event_store(connection, settings).ids(EventSelection(statuses=("received",)))
-        act(wiring.actions(), waiting, document, stop)
+        waiting = EventSelection(statuses=("received",), types=_that_fit(connection, settings, document))
+        act(wiring.actions(), event_store(connection, settings).ids(waiting), document, stop)
     show_events(document, as_json=asked.as_json, quiet=asked.quiet)
     return document.exit_code
+
+
+def _that_fit(connection: Connection, settings: Settings, document: EventsDocument) -> tuple[str, ...]:
+    """Return the types to act on: all (none is named), or error reports alone, where subscriptions have no table."""
+    try:
+        require_subscriptions_fit(connection, settings)
+    except MeterctlError as error:
+        lines = (f"events of subscriptions wait: {error.message}", *getattr(error, "problems", ()))
+        document.notes.append((error.exit_code, "\n  ".join(lines)))
+        return tuple(REPORT_TYPES)
+    return ()
 
 
 def _owner(connection: Connection, settings: Settings, clock: PostgresClock) -> LedgerOwner | None:
