@@ -13,9 +13,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from cli.nursery import nursery
 from meterctl.sandbox.local_stripe import LocalStripe
 
 TIMEOUT_S = 90
+
+READ_AT_START = ("PYTHON", "STRIPE_LOG", "LC_", "LANG")
+"""How variables begin that Python, or the SDK when it is imported, reads once and for all."""
 
 LIVE = """
 import sys, stripe
@@ -68,6 +72,7 @@ class Shell:
         return [sys.executable, *(["-c", LIVE, self.stripe.url] if self.live else ["-m", "meterctl"])]
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Start a command, as a process of its own from the beginning."""
         return subprocess.Popen(
             [*self.program, *arguments],
             env=self.environment,
@@ -78,6 +83,13 @@ class Shell:
         )
 
     def run(self, *arguments: str) -> Finished:
+        """Run a command to its end, forked where nothing is to be seen of its start."""
+        if any(name.startswith(READ_AT_START) for name in self.environment):
+            return self._run_from_the_start(*arguments)
+        base = self.stripe.url if self.live else None
+        return Finished(*nursery().run(arguments, self.environment, stripe_base=base, timeout_s=TIMEOUT_S))
+
+    def _run_from_the_start(self, *arguments: str) -> Finished:
         child = self.start(*arguments)
         try:
             stdout, stderr = child.communicate(timeout=TIMEOUT_S)

@@ -54,7 +54,7 @@ def test_it_decides_with_the_second_read(shell: Shell) -> None:
     doubt(shell)
     first = shell.run("settle")
     assert (first.code, first.stderr) == (0, "")
-    assert first.stdout == "ai_suggestion: reads 1, present 0, absent 0, expired 0, held 0, waiting 1\n"
+    assert first.stdout == "ai_suggestion: reads 1, present 0, absent 0, expired 0, rejected 0, held 0, waiting 1\n"
     an_hour_passes(shell)
     second = shell.run("settle", "--json")
     assert second.document["meters"] == [
@@ -64,6 +64,7 @@ def test_it_decides_with_the_second_read(shell: Shell) -> None:
             "present": 1,
             "absent": 0,
             "expired": 0,
+            "rejected": 0,
             "held": 0,
             "waiting": 0,
             "note": None,
