@@ -103,7 +103,10 @@ def adopt(
     since = instant(cut_over) if cut_over is not None else None
     settings = open_settings(context)
     others = adoptable_tables(settings, table)
-    meters = meters_of_table(settings, table, others) if table is not None else adoptable_meters(settings)
+    if table is not None:
+        meters = meters_of_table(settings, table, adoptable_tables(settings))
+    else:
+        meters = adoptable_meters(settings)
     if not meters and not others:
         raise ConfigurationError(
             "no meter with a table to adopt is enabled", hint="enable one under [meters.…] in the configuration"

@@ -17,7 +17,7 @@ from meterctl.postgres.webhook_tables import DEFAULTS_AFTERWARDS, EVENT_ID, EVEN
 from meterctl.settings import Settings
 
 
-def adoptable_tables(settings: Settings, table: str | None) -> tuple[WantedTable, ...]:
+def adoptable_tables(settings: Settings, table: str | None = None) -> tuple[WantedTable, ...]:
     """Return what events want of tables, or of the one that is named."""
     wanted = wanted_by_webhooks(settings)
     return tuple(one for one in wanted if table is None or is_named(table, one.parts))
