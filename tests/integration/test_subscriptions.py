@@ -212,18 +212,19 @@ def test_a_failed_payment_counts_for_a_row_of_which_nothing_else_is_known(table:
 def test_a_row_that_ended_stays_so(table: Table, never: str | None) -> None:
     """Whatever the application writes for what has not ended."""
     table.insert(stripe_subscription_id="sub_1", stripe_customer_id="cus_ada", ended_at=second(1))
-    assert table.handle(payment_failed(at=2)) == ["the row stays as it is: it is newer, or pays nothing anyhow"]
+    assert table.handle(payment_failed(at=2)) == ["the row stays as it is: it is newer, or has ended"]
     assert table.row("status") == ("active",)
     table.connection.execute("UPDATE subscriptions SET ended_at = %s, stripe_event_at = '-infinity'", [never])
     assert table.handle(payment_failed(at=3)) == ["past_due"]
 
 
 def test_what_the_application_wrote_later_stays(table: Table) -> None:
-    written = {"stripe_subscription_id": "sub_1", "stripe_customer_id": "cus_ada", "status": "unpaid"}
+    written = {"stripe_subscription_id": "sub_1", "stripe_customer_id": "cus_ada", "status": "canceled"}
     table.insert(**written, stripe_event_at=second(6))
     outcomes = table.handle(changed(at=5), payment_failed(at=7), checkout(at=8))
-    assert outcomes == ["the row stays as it is: it is newer, or pays nothing anyhow"] * 3
-    assert table.rows() == [(*ADA, "unpaid", None, None, None, None, second(6))]
+    kept = "the row stays as it is: it is newer, or has ended"
+    assert outcomes == [kept] * 3
+    assert table.rows() == [(*ADA, "canceled", None, None, None, None, second(6))]
     table.handle(changed(at=9))
     assert table.row("status, stripe_event_at") == ("active", second(9))
 

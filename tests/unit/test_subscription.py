@@ -206,15 +206,14 @@ def test_a_checkout_is_read() -> None:
 # What follows
 
 
-@pytest.mark.parametrize("status", ["active", "trialing"])
+@pytest.mark.parametrize("status", ["active", "trialing", "incomplete", "unpaid", "paused", "past_due"])
 def test_a_failed_payment_makes_it_past_due(status: str) -> None:
     assert row(changed(status, at=5), payment_failed(at=6))["status"] == "past_due"
-    assert row(changed(status, at=5), payment_failed(at=4))["status"] == status, "paid since"
+    assert row(changed(status, at=5), payment_failed(at=4))["status"] == status, "told since"
 
 
-@pytest.mark.parametrize("status", ["incomplete", "unpaid", "paused", "past_due", "canceled", "incomplete_expired"])
-def test_a_failed_payment_does_not_make_better_of_worse(status: str) -> None:
-    """Stripe tells of both in the same second, and past_due would be billed where incomplete or unpaid is not."""
+@pytest.mark.parametrize("status", ["canceled", "incomplete_expired"])
+def test_a_failed_payment_does_not_revive_what_has_ended(status: str) -> None:
     assert row(changed(status, at=5), payment_failed(at=6))["status"] == status
 
 
@@ -242,7 +241,8 @@ def test_a_failure_after_what_the_row_holds_counts() -> None:
         assert row(*known, held=held(event_at=second(6))) == {"status": "past_due"}
         assert row(*known, held=held(event_at=second(7))) == {"status": "past_due"}
         assert row(*known, held=held(event_at=second(8))) == {}
-        assert row(*known, held=held("unpaid", event_at=second(6))) == {}
+        assert row(*known, held=held("unpaid", event_at=second(6))) == {"status": "past_due"}
+        assert row(*known, held=held("canceled", event_at=second(6))) == {}
         assert row(*known, held=held(None, event_at=second(6))) == {}
         assert row(*known, held=held(ended_at=second(6), event_at=second(6))) == {}, "ended before"
         assert row(*known, held=held(ended_at=second(9), event_at=second(6))) == {"status": "past_due"}, "will end"

@@ -22,8 +22,6 @@ Row = Mapping[str, object]
 """Values of a row, by the configuration's keys that name their columns."""
 
 PAST_DUE = "past_due"
-_PAYING = ("active", "trialing")
-"""Statuses that a failed payment ends. Others, such as `incomplete` and `unpaid`, know of it and say more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +142,8 @@ class Held:
 
     def changes_by(self, failed: PaymentFailed) -> bool:
         """Whether a failed payment is news to it."""
-        return self.event_at <= failed.created < self.ended_at and self.status in _PAYING
+        is_live = self.status is not None and self.status not in ENDED
+        return is_live and self.event_at <= failed.created < self.ended_at
 
 
 def row_of(facts: Facts, held: Held | None) -> Row:
@@ -170,7 +169,8 @@ def row_of(facts: Facts, held: Held | None) -> Row:
 
 def _failed_since(snapshot: Snapshot, failed: PaymentFailed | None) -> bool:
     """Whether a payment failed after the snapshot, and it was not known there already."""
-    return failed is not None and snapshot.status in _PAYING and failed.key > (snapshot.created, snapshot.event_id)
+    is_live = snapshot.ended_at is None and snapshot.status not in ENDED
+    return is_live and failed is not None and failed.key > (snapshot.created, snapshot.event_id)
 
 
 def document_of(facts: Facts) -> dict[str, Any]:

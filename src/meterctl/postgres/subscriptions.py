@@ -35,7 +35,7 @@ from meterctl.postgres.queries import query
 from meterctl.postgres.refusals import said
 from meterctl.settings.webhooks import SubscriptionsSettings
 
-KEPT = "the row stays as it is: it is newer, or pays nothing anyhow"
+KEPT = "the row stays as it is: it is newer, or has ended"
 
 
 class SubscriptionHandler:
