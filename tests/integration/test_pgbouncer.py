@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -59,6 +60,18 @@ def test_a_whole_night_works_through_the_pool(pooled: Shell) -> None:
     assert pooled.sql("SELECT count(*) FROM usage_events WHERE stripe_reported_at IS NULL") == [(0,)]
     assert pooled.run("report-usage", "-q").code == 0
     assert pooled.total == 800
+
+
+def test_events_are_pulled_through_the_pool(pooled: Shell) -> None:
+    pooled.usage(1)
+    pooled.stripe.reject_later(customer="cus_1")
+    pooled.run("report-usage", "-q")
+    pooled.stripe.complete_checkout(pooled.stripe.create_subscription("cus_ada"), client_reference_id="ada")
+    pooled.stripe.clock.advance(timedelta(seconds=30))
+    done = pooled.run("webhooks", "pull")
+    assert (done.code, done.stdout.splitlines()[-1]) == (0, "3 new events (0 known); 3 processed")
+    assert pooled.sql("SELECT state FROM meterctl.meter_events") == [("in_doubt",)]
+    assert pooled.sql("SELECT status FROM subscriptions WHERE user_id = 'ada'") == [("active",)]
 
 
 def test_the_pool_is_in_transaction_mode(pooled: Shell) -> None:
