@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 from meterctl.actions.meter_report import MeterJob, ReportOptions
 from meterctl.actions.report import Report, ReportResult
 from meterctl.actions.settle import Settlement, Settlements
-from meterctl.actions.stripe_events import Acting, Pull
+from meterctl.actions.stripe_events import LISTED_FOR, Acting, Pull
 from meterctl.cli.event_wiring import EventWiring
 from meterctl.cli.meter_wiring import MeterWiring
 from meterctl.cli.report_run import strays
@@ -177,6 +177,7 @@ class World:
             pull = Pull(store=store, lists=wiring.stripe, account=self.stripe.account_id, livemode=False)
             for some in lists_of(settings.webhooks.handle):
                 pull.run(some, now=self.time.now())
+            store.take_up(settings.webhooks.handle, self.time.now() - LISTED_FOR)
             acting = Acting(actions=wiring.actions(), may_go_on=lambda: True, tell=acted.append)
             acting.run(store.ids(EventSelection(statuses=("received",))))
         if acting.unavailable is not None:

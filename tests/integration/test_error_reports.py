@@ -349,7 +349,7 @@ def test_errors_that_no_sample_names_are_open_until_reconciled(world: World) -> 
 
 def opened(world: World) -> list[OpenReports]:
     with psycopg.connect(world.database_url, autocommit=True) as connection:
-        return open_reports(connection, world.time.now())
+        return open_reports(connection, world.time.now(), world.settings().levels)
 
 
 def test_rejections_outside_the_samples_do_not_mislead_the_totals(world: World) -> None:

@@ -1,5 +1,6 @@
 """The figures of `summary` and `runs`, read from the ledger, at a cost that does not grow with its history."""
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from meterctl.actions.collect import row_window
 from meterctl.core.model import RESEND_LIMIT
 from meterctl.core.settlement import UNDECIDED_MAX
+from meterctl.postgres.error_reports import SENT_AFTER, SENT_BEFORE
 from meterctl.postgres.queries import query
 from meterctl.postgres.rows import PostgresRows
 from meterctl.postgres.summary import MeterFigures, last_good_run, latest_runs, ledger_problems, meter_figures
@@ -151,24 +153,46 @@ SELECT 'm', 'm', n::text, 'cus_' || n %% 100, 1, 1, at, at, '{}', n::text, 'acce
 FROM (SELECT n, %(now)s - interval '2 years' * (1 - n / 200000.0) AS at FROM generate_series(1, 200000) AS n) AS past
 """
 
+REPORT = """
+WITH owner AS (INSERT INTO meterctl.identity (account, livemode, since) VALUES ('a', false, %(at)s))
+INSERT INTO meterctl.error_reports (event_id, event_name, error_count, sample_count, validation_start, validation_end,
+    created, noted_at)
+VALUES ('evt_1', 'm', 5, 0, %(at)s, %(at)s, %(at)s, %(at)s)
+"""
+
 
 @pytest.mark.slow
 def test_the_summary_does_not_read_the_history(world: World) -> None:
     """200,000 accepted events of two years: of those, only the blocks of the last 35 days are looked at."""
     now = world.time.now()
     world.connection.execute(HISTORY, {"now": now})
+    world.connection.execute(REPORT, {"at": now - 2 * DAY})
     world.connection.execute("VACUUM ANALYZE meterctl.meter_events")
     horizons = {"doubt_horizon": now - RESEND_LIMIT, "undecided_before": now - UNDECIDED_MAX}
     parameters = {"since": now - 35 * DAY} | horizons
-    read = {name: _blocks_read(world, name, parameters) for name in ("open", "accepted", "late", "problems")}
-    assert all("Seq Scan" not in plan for _, plan in read.values()), read
+    reported_lately = query("error_reports", "reported_lately")
+    texts = {name: query("summary", name) for name in ("open", "accepted", "late", "problems")}
+    read = {
+        name: _blocks_read(world, text.replace("{reported_lately}", reported_lately), parameters)
+        for name, text in texts.items()
+    }
+    reports = {"before": SENT_BEFORE, "after": SENT_AFTER, "shown_since": now - 35 * DAY, "levels": []}
+    read["reports"] = _blocks_read(world, query("error_reports", "open"), reports)
+    assert all("meter_events" not in scanned for _, scanned in read.values()), read
     total = world.rows("SELECT relpages FROM pg_class WHERE oid = 'meterctl.meter_events'::regclass")[0]["relpages"]
     assert all(blocks < total / 8 for blocks, _ in read.values()), (total, read)
 
 
-def _blocks_read(world: World, name: str, parameters: dict[str, Any]) -> tuple[int, str]:
-    explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "
-    row = world.connection.execute(explain + query("summary", name), parameters).fetchone()
+def _blocks_read(world: World, text: str, parameters: dict[str, Any]) -> tuple[int, list[str]]:
+    """Return how many blocks a statement reads, and the tables that it reads from their beginning to their end."""
+    row = world.connection.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + text, parameters).fetchone()
     assert row is not None
     plan = row["QUERY PLAN"][0]["Plan"]
-    return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], str(plan)
+    return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], list(_scanned(plan))
+
+
+def _scanned(plan: dict[str, Any]) -> Iterator[str]:
+    if plan["Node Type"] == "Seq Scan":
+        yield plan["Relation Name"]
+    for part in plan.get("Plans", ()):
+        yield from _scanned(part)

@@ -78,8 +78,9 @@ def test_a_count_that_is_missing_or_too_small_is_that_of_the_samples() -> None:
     assert [report(reason({}, {}, count=count)).error_count for count in (None, 1, "9", True)] == [2, 2, 2, 2]
 
 
-def test_a_window_that_cannot_be_read_is_the_instant_of_the_report() -> None:
-    found = report(reason({}) | {"validation_start": "soon", "validation_end": "2026-11-21T02:00:00"})
+@pytest.mark.parametrize("end", ["2026-11-21T02:00:00", "0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00"])
+def test_a_window_that_cannot_be_read_is_the_instant_of_the_report(end: str) -> None:
+    found = report(reason({}) | {"validation_start": "soon", "validation_end": end})
     assert (found.validation_start, found.validation_end) == (CREATED, CREATED)
 
 

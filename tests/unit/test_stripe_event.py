@@ -28,6 +28,18 @@ THIN: dict[str, Any] = {
 }
 
 
+def deep(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+def test_what_jsonb_cannot_hold_is_left_out_of_texts() -> None:
+    event = read_event(SNAPSHOT | {"data": {"a\0": ["x\ud800y", ("z\0",)]}})
+    assert event.payload["data"] == {"a": ["x?y", ["z"]]}
+
+
 def test_a_snapshot_is_read() -> None:
     event = read_event(SNAPSHOT)
     assert event.created == datetime.fromtimestamp(1_790_000_000, UTC)
@@ -53,6 +65,17 @@ def test_a_thin_event_is_read_and_is_whole_once_it_has_its_data() -> None:
         (SNAPSHOT | {"created": 10**30}, "when it was created"),
         (THIN | {"created": "2026-11-21T02:00:00"}, "when it was created"),
         (THIN | {"created": "yesterday"}, "when it was created"),
+        (THIN | {"created": "0001-01-01T00:00:00+23:00"}, "when it was created"),
+        (THIN | {"created": "9999-12-31T23:59:59-23:00"}, "when it was created"),
+        (SNAPSHOT | {"created": -1}, "when it was created"),
+        (SNAPSHOT | {"created": 1.5}, "when it was created"),
+        (SNAPSHOT | {"id": "evt_1 "}, "its id is none"),
+        (SNAPSHOT | {"id": "evt_\0"}, "its id is none"),
+        (SNAPSHOT | {"type": "e" * 256}, "its type is none"),
+        (SNAPSHOT | {"account": "acct_1\0"}, "its account is none"),
+        (SNAPSHOT | {"data": {"x": float("inf")}}, "cannot be stored"),
+        (SNAPSHOT | {"data": 10**5000}, "cannot be stored"),
+        (SNAPSHOT | {"data": deep(5000)}, "cannot be stored"),
     ],
 )
 def test_what_is_no_event_is_said(document: object, what: str) -> None:

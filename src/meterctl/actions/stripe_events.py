@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from meterctl.core.stripe_event import StripeEvent
-from meterctl.errors import RefusedError, UnavailableError
+from meterctl.core.stripe_event import EARLIEST, StripeEvent
+from meterctl.errors import InputError, RefusedError, UnavailableError
 from meterctl.logs import get_logger
 from meterctl.ports import Acted, StripeEventLists, StripeEventStore
 
@@ -97,10 +97,13 @@ class EventActions:
         """Act on an event, unless that was done before; return what it came to.
 
         What is not for this ledger is ignored for good, or, if `strict`, refused and left as it is. An event that
-        cannot be acted on is marked as failed, whatever the reason. Raises UnavailableError where Stripe or PostgreSQL
-        is away: the event stays as it was.
+        cannot be read or acted on is marked as failed, whatever the reason. Raises UnavailableError where Stripe or
+        PostgreSQL is away: the event stays as it was.
         """
-        found = self.store.read(event_id)
+        try:
+            found = self.store.read(event_id)
+        except InputError as error:
+            return self._failed(self._unreadable(event_id), error, again=again)
         if found.status in DONE and not again:
             return Acted(event=found.event, status=found.status, at=found.at, was_done=True)
         if strict and (foreign := self.foreign(found.event)) is not None:
@@ -122,6 +125,9 @@ class EventActions:
             log.info("event_not_handled", event_id=event.id, type=event.type)
             return self.store.act(event, lambda _: ("ignored", "not handled"), again=again)
         return self.store.act(self.prepare(event), lambda whole: ("processed", handler(whole)), again=again)
+
+    def _unreadable(self, event_id: str) -> StripeEvent:
+        return StripeEvent(id=event_id, type="unreadable", created=EARLIEST, livemode=self.livemode, payload={})
 
     def _failed(self, event: StripeEvent, error: Exception, *, again: bool) -> Acted:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__

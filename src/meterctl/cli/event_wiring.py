@@ -7,7 +7,7 @@ from meterctl.actions.stripe_events import EventActions, Handler
 from meterctl.clock import Clock
 from meterctl.core.error_report import REPORT_TYPES, read_report
 from meterctl.core.stripe_event import StripeEvent
-from meterctl.errors import ConfigurationError
+from meterctl.errors import ConfigurationError, NotPermittedError, UnavailableError
 from meterctl.postgres.connect import Connection
 from meterctl.postgres.error_reports import ErrorReports
 from meterctl.postgres.rows import PostgresRows
@@ -51,7 +51,7 @@ class EventWiring:
     def _handlers(self) -> dict[str, Handler]:
         reports = ErrorReports(
             self.connection,
-            levels={meter.event_name for meter in self.settings.meters.values() if meter.formula == "last"},
+            levels=self.settings.levels,
             event_name_of=self._event_names.get,
             unstamp=self._unstamp,
             now=self.clock.now,
@@ -64,10 +64,13 @@ class EventWiring:
 
     def _prepare(self, event: StripeEvent) -> StripeEvent:
         """Fetch what an event leaves to be fetched, and what its handler will need."""
-        whole = event if event.is_whole else self.stripe.whole(event)
-        if whole.type in REPORT_TYPES:
-            self._name_meter(read_report(whole).meter_id)
-            self._open_rows()
+        try:
+            whole = event if event.is_whole else self.stripe.whole(event)
+            if whole.type in REPORT_TYPES:
+                self._name_meter(read_report(whole).meter_id)
+                self._open_rows()
+        except NotPermittedError as error:  # the key's fault, not the event's: it waits
+            raise UnavailableError(error.message, hint=error.hint) from error
         return whole
 
     def _name_meter(self, meter_id: str | None) -> None:
@@ -83,7 +86,11 @@ class EventWiring:
                 assert isinstance(source, PostgresRows)  # noqa: S101 -- that is what rows meters have
                 self._rows[key] = source
 
-    def _unstamp(self, key: str, event_ids: Sequence[int]) -> None:
+    def _unstamp(self, key: str, event_name: str, event_ids: Sequence[int]) -> None:
+        """Take stamps off the rows of a meter, or of that which has its event_name by now under another key."""
+        meters = self.settings.enabled_meters
+        if key not in meters:
+            key = next((other for other, meter in meters.items() if meter.event_name == event_name), key)
         meter = self.settings.meters.get(key)
         if key in self._rows:
             self._rows[key].unstamp(event_ids)

@@ -21,6 +21,8 @@ Named = tuple[str, Problem]
 NOT_IN_THE_LEDGER = {"refused", "uncounted"}
 """Outcomes of usage that every run looks at again. Rows that cannot be sent are rejected in the ledger instead."""
 
+LEVELS_HINT = "Stripe rejected levels without naming them; the next ones take their place: `meterctl report-sensors`"
+
 
 def open_problems(
     connection: Connection, settings: Settings, now: datetime, figures: Sequence[MeterFigures], only: Sequence[str]
@@ -29,7 +31,7 @@ def open_problems(
     return [
         *_in_ledger(ledger_problems(connection, now), figures),
         *(named for figure in figures for named in _of_figures(figure, settings)),
-        *_of_reports(connection, now, figures),
+        *_of_reports(connection, settings, now, figures),
         *_of_usage(connection, settings, now, only),
         *(_unknown(connection, settings) if not only else ()),
         *(_failed_events(connection, settings) if not only else ()),
@@ -53,12 +55,15 @@ def _of_figures(figure: MeterFigures, settings: Settings) -> Iterator[Named]:
         yield figure.event_name, Problem(code="unknown_meter", count=still_open, hint=hint)
 
 
-def _of_reports(connection: Connection, now: datetime, figures: Sequence[MeterFigures]) -> Iterator[Named]:
+def _of_reports(
+    connection: Connection, settings: Settings, now: datetime, figures: Sequence[MeterFigures]
+) -> Iterator[Named]:
     shown = {figure.event_name for figure in figures}
-    for one in open_reports(connection, now):
+    for one in open_reports(connection, now, settings.levels):
         if one.event_name in shown:
             span = f" --since {iso(one.since)} --until {iso(one.until)}" if one.since else ""
-            one.problem.hint = hint_for(one.problem.code).format(meter=one.event_name, span=span)
+            hint = LEVELS_HINT if one.since and one.event_name in settings.levels else hint_for(one.problem.code)
+            one.problem.hint = hint.format(meter=one.event_name, span=span)
             yield one.event_name, one.problem
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from meterctl.actions.stripe_events import Acting, EventActions, Pull, Pulled
+from meterctl.actions.stripe_events import LISTED_FOR, Acting, EventActions, Pull, Pulled
 from meterctl.cli.event_wiring import EventWiring
 from meterctl.cli.report_run import stop_on_signals
 from meterctl.cli.stripe_wiring import key_owner
@@ -50,8 +50,10 @@ def pull_events(settings: Settings, asked: PullAsked) -> ExitCode:
         wiring = EventWiring(connection=connection, settings=settings, account=account, clock=clock)
         if owner is not None:
             _pull(wiring, owner, asked, document)
+        store = event_store(connection, settings)
+        store.take_up(settings.webhooks.handle, clock.now() - LISTED_FOR)
         waiting = EventSelection(statuses=("received",), types=_that_fit(connection, settings, document))
-        act(wiring.actions(), event_store(connection, settings).ids(waiting), document, stop)
+        act(wiring.actions(), store.ids(waiting), document, stop)
     show_events(document, as_json=asked.as_json, quiet=asked.quiet)
     return document.exit_code
 

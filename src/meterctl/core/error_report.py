@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from meterctl.core.stripe_event import StripeEvent
+from meterctl.core.stripe_event import EARLIEST, LATEST, StripeEvent
 from meterctl.errors import InputError
 
 REPORT_TYPES = frozenset({"v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"})
@@ -100,7 +100,7 @@ def _instant(value: object, default: datetime) -> datetime:
         found = datetime.fromisoformat(value) if isinstance(value, str) else default
     except ValueError:
         return default
-    return found.astimezone(UTC) if found.tzinfo else default
+    return found.astimezone(UTC) if found.tzinfo and EARLIEST <= found < LATEST else default
 
 
 def _table(value: object, name: str) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 A report is evidence and no verdict: it may be late, come twice, or be about an event that was in fact counted.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -48,8 +48,9 @@ class _Match:
 class ErrorReports:
     """Handles error reports. `levels` are the event_names of which Stripe keeps the last value.
 
-    `event_name_of` gives the event_name of Stripe's meter, without asking Stripe; `unstamp`, given a meter's key and
-    ids of its events, takes the stamps of accepted ones off their rows. Both are called within the transaction.
+    `event_name_of` gives the event_name of Stripe's meter, without asking Stripe; `unstamp`, given a meter's key, its
+    event_name and ids of its events, takes the stamps of accepted ones off their rows. Both are called within the
+    transaction.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class ErrorReports:
         *,
         levels: Collection[str],
         event_name_of: Callable[[str], str | None],
-        unstamp: Callable[[str, Sequence[int]], object],
+        unstamp: Callable[[str, str, Sequence[int]], object],
         now: Callable[[], datetime],
     ) -> None:
         self._connection = connection
@@ -73,14 +74,16 @@ class ErrorReports:
         (known,) = self._one("known", {"event_id": event.id})
         if known:
             return "known already"
-        matches = self._matches(report)
+        matches, foreign = self._matches(report)
         event_name = self._event_name(report, matches)
         self._put_in_doubt([match for match in matches if match.verdict is None and match.is_news])
-        self._note(report, event_name, matches)
-        return _said(report, matches, event_name)
+        self._note(report, event_name, matches, foreign)
+        return _said(report, matches, foreign, event_name)
 
-    def _matches(self, report: ErrorReport) -> list[_Match]:
-        named = [(sample, identifier) for sample in report.samples for identifier in self._identifiers(report, sample)]
+    def _matches(self, report: ErrorReport) -> tuple[list[_Match], list[ErrorSample]]:
+        """Return what the samples may mean, each event once, and the samples that mean none of ours."""
+        named = [(sample, identifier) for sample in report.samples for identifier in sample.identifiers]
+        named += self._hashed(report)
         parameters = {
             "ns": list(range(len(named))),
             "identifiers": [identifier for _, identifier in named],
@@ -88,18 +91,20 @@ class ErrorReports:
         }
         rows = fetch(self._connection, query("error_reports", "resolve"), parameters)
         by_event = {row["id"]: self._match(named[row["n"]][0], row) for row in rows}
-        return list(by_event.values())
+        matched = {named[row["n"]][0] for row in rows}
+        return list(by_event.values()), [sample for sample in dict.fromkeys(report.samples) if sample not in matched]
 
-    def _identifiers(self, report: ErrorReport, sample: ErrorSample) -> Iterable[str]:
-        yield from sample.identifiers
-        if sample.may_be_hashed:
-            parameters = {
-                "named": [sample.named],
-                "since": report.validation_start - SENT_AROUND,
-                "until": report.validation_end + SENT_AROUND,
-            }
-            for row in fetch(self._connection, query("error_reports", "hashed"), parameters):
-                yield row["identifier"]
+    def _hashed(self, report: ErrorReport) -> list[tuple[ErrorSample, str]]:
+        samples = {sample.named: sample for sample in report.samples if sample.may_be_hashed}
+        if not samples:
+            return []
+        parameters = {
+            "named": list(samples),
+            "since": report.validation_start - SENT_AROUND,
+            "until": report.validation_end + SENT_AROUND,
+        }
+        rows = fetch(self._connection, query("error_reports", "hashed"), parameters)
+        return [(samples[row["named"]], row["identifier"]) for row in rows]
 
     def _match(self, sample: ErrorSample, row: Mapping[str, Any]) -> _Match:
         earlier = row["earlier"] or []
@@ -120,18 +125,19 @@ class ErrorReports:
         return self._event_name_of(report.meter_id or "") if may_be_ours else None
 
     def _put_in_doubt(self, matches: Sequence[_Match]) -> None:
-        for meter in sorted({match.meter for match in matches}):
-            self._unstamp(meter, [match.event_id for match in matches if match.meter == meter])
+        for of in sorted({(match.meter, match.event_name) for match in matches}):
+            ids = [match.event_id for match in matches if (match.meter, match.event_name) == of]
+            self._unstamp(*of, ids)
         self._connection.execute(query("error_reports", "doubt"), _columns(matches))
 
-    def _note(self, report: ErrorReport, event_name: str | None, matches: Sequence[_Match]) -> None:
+    def _note(
+        self, report: ErrorReport, event_name: str | None, matches: Sequence[_Match], foreign: Sequence[ErrorSample]
+    ) -> None:
         levels = [match for match in matches if match.verdict == "rejected" and match.event_name in self._levels]
         self._connection.execute(query("error_reports", "reject"), _columns(levels))
         self._connection.execute(
             query("error_reports", "note"), _report_columns(report, event_name) | {"now": self._now()}
         )
-        matched = {match.sample for match in matches}
-        foreign = [sample for sample in report.samples if sample not in matched]
         self._connection.execute(
             query("error_reports", "note_samples"),
             {
@@ -177,13 +183,15 @@ def _report_columns(report: ErrorReport, event_name: str | None) -> dict[str, An
     }
 
 
-def _said(report: ErrorReport, matches: Sequence[_Match], event_name: str | None) -> str:
+def _said(
+    report: ErrorReport, matches: Sequence[_Match], foreign: Sequence[ErrorSample], event_name: str | None
+) -> str:
     """Return what a report came to, for a person."""
     kinds = (
         ("in doubt", sum(match.verdict is None for match in matches)),
         ("rejected", sum(match.verdict == "rejected" for match in matches)),
         ("closed before", sum(match.verdict == "closed" for match in matches)),
-        ("foreign", len(set(report.samples) - {match.sample for match in matches})),
+        ("foreign", len(foreign)),
         ("not named", report.unnamed_count),
     )
     counts = ", ".join(f"{count} {what}" for what, count in kinds if count)
@@ -206,9 +214,9 @@ class OpenReports:
     until: datetime | None
 
 
-def open_reports(connection: psycopg.Connection, now: datetime) -> list[OpenReports]:
-    """Return what Stripe has rejected, or may have, and no total has decided yet; without hints."""
-    parameters = {"before": SENT_BEFORE, "after": SENT_AFTER, "shown_since": now - SHOWN_FOR}
+def open_reports(connection: psycopg.Connection, now: datetime, levels: Collection[str]) -> list[OpenReports]:
+    """Return what Stripe has rejected, or may have, and nothing has decided yet; without hints. `levels`: as above."""
+    parameters = {"before": SENT_BEFORE, "after": SENT_AFTER, "shown_since": now - SHOWN_FOR, "levels": list(levels)}
     with transaction(connection, read_only=True):
         rows = fetch(connection, query("error_reports", "open"), parameters)
     return [

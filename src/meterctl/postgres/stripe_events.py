@@ -11,6 +11,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from meterctl.core.stripe_event import StripeEvent
+from meterctl.errors import InputError
 from meterctl.ports import Acted
 from meterctl.postgres.connect import transaction
 from meterctl.postgres.queries import query
@@ -86,7 +87,7 @@ class PostgresStripeEvents:
         return self._fetch(self._composed("show"), {"ids": list(ids)})
 
     def read(self, event_id: str) -> Acted:
-        """Return an event, and what was done about it."""
+        """Return an event, and what was done about it. Raises InputError where it cannot be read."""
         (row,) = self._fetch(self._composed("read"), {"event_id": event_id})
         status, at = row.pop("status"), row.pop("processed_at")
         return Acted(event=StripeEvent(**row), status=status, at=at)
@@ -103,15 +104,21 @@ class PostgresStripeEvents:
             status, outcome = effect(event)
             self._connection.execute(
                 self._composed("mark"),
-                {"event_id": event.id, "status": status, "outcome": outcome, "payload": as_json(event.payload)},
+                {"event_id": event.id, "status": status, "outcome": outcome, "payload": json.dumps(event.payload)},
             )
         return Acted(event=event, status=status, outcome=outcome)
 
     def fail(self, event_id: str, error: str, *, again: bool) -> None:
         """Note why acting on an event failed; its effect was rolled back."""
-        parameters = {"event_id": event_id, "error": error.replace("\0", "")[:ERROR_LENGTH_MAX], "again": again}
+        text = error.replace("\0", "").encode("utf-8", "replace").decode()[:ERROR_LENGTH_MAX]
+        parameters = {"event_id": event_id, "error": text, "again": again}
         with transaction(self._connection):
             self._connection.execute(self._composed("fail"), parameters)
+
+    def take_up(self, types: Collection[str], since: datetime) -> int:
+        """Let events wait anew that were set aside when nothing handled their types; return how many."""
+        with transaction(self._connection):
+            return self._connection.execute(self._composed("take_up"), {"types": list(types), "since": since}).rowcount
 
     def count_failed(self, *, livemode: bool) -> tuple[int, list[str]]:
         """Return how many events failed, and a few of them."""
@@ -134,8 +141,11 @@ class PostgresStripeEvents:
         return (row[0], row[1]) if row else ("received", None)
 
     def _fetch(self, text: sql.SQL | sql.Composed, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-        with transaction(self._connection, read_only=True), self._connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(text, parameters).fetchall()
+        try:
+            with transaction(self._connection, read_only=True), self._connection.cursor(row_factory=dict_row) as cursor:
+                return cursor.execute(text, parameters).fetchall()
+        except (psycopg.DataError, ValueError, RecursionError) as error:
+            raise InputError(f"an event as stored cannot be read: {error}", hint="delete it from its table") from error
 
     def _composed(self, name: str, **parts: sql.Composable) -> sql.Composed:
         return sql.SQL(query("stripe_events", name)).format(events=self._table, **parts)
@@ -156,19 +166,5 @@ def _columns(events: Iterable[StripeEvent]) -> dict[str, Any]:
         "livemodes": [event.livemode for event in kept],
         "accounts": [event.account for event in kept],
         "createds": [event.created for event in kept],
-        "payloads": [as_json(event.payload) for event in kept],
+        "payloads": [json.dumps(event.payload) for event in kept],
     }
-
-
-def as_json(document: object) -> str:
-    """Return a document as PostgreSQL's jsonb can hold it: without NUL characters and halves of characters."""
-    text = json.dumps(document)
-    return json.dumps(_clean(document)) if "\\u0000" in text or "\\ud" in text else text
-
-
-def _clean(value: object) -> object:
-    if isinstance(value, str):
-        return value.replace("\0", "").encode("utf-8", "replace").decode()
-    if isinstance(value, Mapping):
-        return {str(_clean(key)): _clean(inner) for key, inner in value.items()}
-    return [_clean(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -61,6 +61,11 @@ class Settings:
         return self.origins.where(key)
 
     @property
+    def levels(self) -> set[str]:
+        """The event_names of meters of which Stripe keeps the last value."""
+        return {meter.event_name for meter in self.meters.values() if meter.formula == "last"}
+
+    @property
     def enabled_meters(self) -> dict[str, MeterSettings]:
         """The meters that are reported, in the order of the file."""
         return {key: meter for key, meter in self.meters.items() if meter.enabled}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 import stripe
 
@@ -58,7 +59,7 @@ class StripeEvents:
 
     def whole(self, event: StripeEvent) -> StripeEvent:
         """Return a thin event with its data. Raises the MeterctlError that fits."""
-        found = read_event(self._get(f"/v2/core/events/{event.id}"))
+        found = read_event(self._get(f"/v2/core/events/{quote(event.id, safe='')}"))
         if found.id != event.id or not found.is_whole:
             raise InputError(f"Stripe has no data of {event.id}", hint="look at the event in Stripe's Dashboard")
         return replace(event, payload={**event.payload, **found.payload})

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import stripe
 
@@ -43,8 +43,17 @@ class MeterSummaries:
         self._sleep = sleep
 
     def total(self, customer: str, start: datetime, end: datetime) -> Reading:
-        """Return the total of [start, end), whole minutes. One read a meter. Raises the MeterctlError that fits."""
-        answers = [self._asked(meter_id, _range(customer, start, end)) for meter_id in self._meter_ids]
+        """Return the total of [start, end), whole minutes. One read a meter. Raises the MeterctlError that fits.
+
+        A customer that Stripe does not know has used nothing: it drops such usage after its 200, and says so.
+        """
+        try:
+            answers = [self._asked(meter_id, _range(customer, start, end)) for meter_id in self._meter_ids]
+        except UnavailableError as error:
+            refusal = error.__cause__
+            if not _says_unknown_customer(refusal):
+                raise
+            return Reading(total=Decimal(0), stripe_date=answered_at(refusal.headers))
         values = [summary.aggregated_value for answer in answers for summary in answer.data]
         return Reading(
             # The shortest text of a double is what Stripe wrote; no usage is no row, or a row of 0.
@@ -109,7 +118,7 @@ def _range(customer: str, start: datetime, end: datetime) -> dict[str, Any]:
     return {"customer": customer, "start_time": int(start.timestamp()), "end_time": int(end.timestamp())}
 
 
-def _says_unknown_customer(error: BaseException | None) -> bool:
+def _says_unknown_customer(error: BaseException | None) -> TypeGuard[stripe.InvalidRequestError]:
     if not isinstance(error, stripe.InvalidRequestError):
         return False
     return error.code == "resource_missing" and error.param == "customer"

@@ -25,6 +25,7 @@ CREATE TABLE meterctl.stripe_events (
 );
 
 CREATE INDEX unprocessed ON meterctl.stripe_events (created, event_id) WHERE status IN ('received', 'failed');
+CREATE INDEX not_handled ON meterctl.stripe_events (type) WHERE status = 'ignored' AND outcome = 'not handled';
 CREATE INDEX newest_stripe_events ON meterctl.stripe_events (created DESC, event_id);
 
 -- For an application's endpoint, which has verified the signature, in a transaction of its own or its caller's. Returns
@@ -35,9 +36,10 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
     is_thin boolean := payload ->> 'object' = 'v2.core.event';
+    created timestamptz;
 BEGIN
     IF payload ->> 'object' IS NULL OR payload ->> 'object' NOT IN ('event', 'v2.core.event')
-        OR coalesce(payload ->> 'id', '') = '' OR coalesce(payload ->> 'type', '') = ''
+        OR coalesce(payload ->> 'id', '') !~ '^[!-~]{1,255}$' OR coalesce(payload ->> 'type', '') !~ '^[!-~]{1,255}$'
         OR jsonb_typeof(payload -> 'livemode') IS DISTINCT FROM 'boolean'
         OR jsonb_typeof(payload -> 'created') IS DISTINCT FROM (CASE WHEN is_thin THEN 'string' ELSE 'number' END)
     THEN
@@ -45,13 +47,17 @@ BEGIN
             MESSAGE = 'store_stripe_event: the payload is no event of Stripe''s',
             HINT = 'Give the whole JSON document that Stripe sent: it has id, object, type, created and livemode.';
     END IF;
+    created := CASE WHEN is_thin THEN (payload ->> 'created')::timestamptz
+                    ELSE to_timestamp((payload ->> 'created')::numeric) END;
+    IF created NOT BETWEEN 'epoch' AND '9000-01-01' THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'store_stripe_event: the event was created at no instant there is';
+    END IF;
     INSERT INTO meterctl.stripe_events (
         event_id, type, api_version, livemode, account, created, payload, raw, signature, source)
     VALUES (
         payload ->> 'id', payload ->> 'type', payload ->> 'api_version', (payload ->> 'livemode')::boolean,
-        coalesce(payload ->> 'account', payload ->> 'context'),
-        CASE WHEN is_thin THEN (payload ->> 'created')::timestamptz ELSE to_timestamp((payload ->> 'created')::numeric) END,
-        payload, raw, signature, 'endpoint')
+        coalesce(nullif(payload ->> 'account', ''), nullif(payload ->> 'context', '')), created, payload, raw, signature,
+        'endpoint')
     ON CONFLICT (event_id) DO NOTHING;
     RETURN FOUND;
 END

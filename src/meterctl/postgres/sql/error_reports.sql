@@ -3,13 +3,15 @@ SELECT EXISTS (SELECT FROM meterctl.error_reports WHERE event_id = %(event_id)s)
 
 -- name: resolve
 -- The events that each sample may mean: by identifier, or by the identifier within an Idempotency-Key. What was rejected
--- before anything was sent is none of Stripe's. Several that one name fits are all meant: totals will tell.
+-- before anything was sent is none of Stripe's, and in a ledger that was adopted another account's events are none of
+-- this one's. Several that one name fits are all meant: totals will tell.
 SELECT sample.n, event.id, event.meter, event.event_name, event.state,
        (SELECT array_agg(earlier.verdict) FROM meterctl.error_samples AS earlier
         WHERE earlier.meter_event_id = event.id) AS earlier
 FROM unnest(%(ns)s::integer[], %(identifiers)s::text[]) AS sample (n, identifier)
 JOIN meterctl.meter_events AS event USING (identifier)
-WHERE event.livemode = %(livemode)s AND NOT (event.state = 'rejected' AND event.error_code LIKE 'local:%%')
+WHERE event.livemode = %(livemode)s AND event.account = (SELECT account FROM meterctl.identity)
+  AND NOT (event.state = 'rejected' AND event.error_code LIKE 'local:%%')
 ORDER BY event.id, sample.n
 FOR UPDATE OF event
 
@@ -55,7 +57,9 @@ ON CONFLICT DO NOTHING
 
 -- name: open
 -- What is open of the reports, by meter: events of ours in doubt, and errors that no sample names while an event that
--- may be meant has not been compared with Stripe's totals since. Of the last 35 days: what is older is past correcting.
+-- may be meant has not been compared with Stripe's totals since, and found equal. A difference that was found is what
+-- the report told of: it stays open until it is put in doubt. Of levels there is no total; what a later one says instead
+-- is lost no more. Of the last 35 days: what is older is past correcting.
 SELECT 'error_report' AS code, event.event_name, count(*) AS count,
        (array_agg(coalesce(event.source_row_id, event.identifier) ORDER BY event.id))[1:5] AS sample_ids,
        NULL::timestamptz AS since, NULL::timestamptz AS until
@@ -66,15 +70,27 @@ UNION ALL
 SELECT 'unnamed_errors', report.event_name, report.error_count - report.sample_count, ARRAY[report.event_id],
        date_trunc('minute', min(event.sent_timestamp)), date_trunc('minute', max(event.sent_timestamp)) + interval '1 minute'
 FROM meterctl.error_reports AS report
-JOIN meterctl.meter_events AS event
-    ON event.event_name = report.event_name AND event.state = 'accepted'
-       AND event.accepted_at BETWEEN report.validation_start - %(before)s AND report.validation_end + %(after)s
+CROSS JOIN LATERAL (
+    -- OFFSET keeps this a look into the index of `accepted_at` for each report, where a join would read the whole ledger.
+    SELECT event.customer, event.sent_timestamp FROM meterctl.meter_events AS event
+    WHERE event.event_name = report.event_name AND event.state = 'accepted'
+      AND event.accepted_at BETWEEN report.validation_start - %(before)s AND report.validation_end + %(after)s
+      AND (event.account, event.livemode) = (SELECT account, livemode FROM meterctl.identity)
+    OFFSET 0
+) AS event
 WHERE report.error_count > report.sample_count AND report.created >= %(shown_since)s
   AND NOT EXISTS (
       SELECT FROM meterctl.reconciliations AS proof
-      WHERE proof.event_name = event.event_name AND proof.customer = event.customer
+      WHERE proof.event_name = report.event_name AND proof.customer = event.customer
         AND proof.range_start <= event.sent_timestamp AND proof.range_end > event.sent_timestamp
-        AND proof.read_at >= report.created)
+        AND proof.read_at >= report.created
+        AND NOT EXISTS (
+            SELECT FROM jsonb_to_recordset(proof.differences) AS difference (start timestamptz, "end" timestamptz)
+            WHERE difference.start <= event.sent_timestamp AND difference."end" > event.sent_timestamp))
+  AND NOT (report.event_name = ANY (%(levels)s) AND EXISTS (
+      SELECT FROM meterctl.meter_events AS later
+      WHERE later.event_name = report.event_name AND later.customer = event.customer AND later.window_start IS NOT NULL
+        AND later.sent_timestamp > event.sent_timestamp AND later.state = 'accepted'))
 GROUP BY report.event_id
 ORDER BY 1, 2
 

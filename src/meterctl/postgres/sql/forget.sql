@@ -112,7 +112,8 @@ SELECT NOT EXISTS (SELECT FROM meterctl.meter_events) AS is_empty
 
 -- name: delete_runs
 WITH evidence AS (DELETE FROM meterctl.settlements), proofs AS (DELETE FROM meterctl.reconciliations),
-     cursors AS (DELETE FROM meterctl.cursors WHERE NOT livemode)
+     cursors AS (DELETE FROM meterctl.cursors WHERE NOT livemode),
+     samples AS (DELETE FROM meterctl.error_samples), reports AS (DELETE FROM meterctl.error_reports)
 DELETE FROM meterctl.runs WHERE mode = 'test'
 
 -- name: delete_identity

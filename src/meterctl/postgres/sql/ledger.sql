@@ -223,8 +223,11 @@ WHERE NOT told AND (state IN ('rejected', 'expired') OR late)
   AND (event_name = %(event_name)s OR meter = %(meter)s)
 GROUP BY 1, error_code
 UNION ALL
-SELECT 'error_report', NULL, sum(error_count)::bigint, 0, (array_agg(event_id ORDER BY created))[1:5]
-FROM meterctl.error_reports
+SELECT 'error_report', NULL, sum(error_count - (
+           SELECT count(*) FROM meterctl.error_samples AS sample
+           WHERE sample.event_id = report.event_id AND sample.verdict = 'foreign'))::bigint,
+       0, (array_agg(event_id ORDER BY created))[1:5]
+FROM meterctl.error_reports AS report
 WHERE NOT told AND event_name = %(event_name)s
 HAVING count(*) > 0
 

@@ -46,6 +46,10 @@ WHERE event_id = %(event_id)s
 UPDATE {events} SET status = 'failed', error = %(error)s, attempt_count = attempt_count + 1, processed_at = now()
 WHERE event_id = %(event_id)s AND (status IN ('received', 'failed') OR %(again)s)
 
+-- name: take_up
+UPDATE {events} SET status = 'received'
+WHERE status = 'ignored' AND outcome = 'not handled' AND type = ANY (%(types)s) AND created >= %(since)s
+
 -- name: count_failed
 SELECT count(*) AS count, (array_agg(event_id ORDER BY created))[1:5] AS sample_ids
 FROM {events} WHERE status = 'failed' AND livemode = %(livemode)s
