@@ -147,6 +147,8 @@ def test_a_failing_event_is_named_and_the_next_pull_leaves_it_to_a_person(shell:
     assert shell.run("webhooks", "pull").code == 0
     summary = shell.run("summary", "--json")
     assert [problem["code"] for problem in summary.document["problems"]] == ["webhook_failed"]
+    shell.sql("UPDATE meterctl.stripe_events SET created = created - interval '36 days'")
+    assert shell.run("summary").code == 0, "past mending"
 
 
 def test_another_accounts_key_is_refused_before_anything_is_read(shell: Shell) -> None:

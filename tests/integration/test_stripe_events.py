@@ -216,6 +216,13 @@ def test_a_pull_begins_a_day_before_the_last_one_ended(world: World) -> None:
     assert world.pull() == []
 
 
+def test_what_is_pulled_is_known_to_be_the_keys_accounts(world: World) -> None:
+    """In a copy of this database, under another account's key, it must not be acted on."""
+    world.stripe.emit("invoice.payment_failed", {"object": "invoice"})
+    world.pull()
+    assert [row["account"] for row in world.rows("SELECT account FROM meterctl.stripe_events")] == [ACCOUNT]
+
+
 def test_pages_are_read_to_the_end(world: World) -> None:
     for _ in range(230):
         world.stripe.emit("invoice.payment_failed", {"object": "invoice"})

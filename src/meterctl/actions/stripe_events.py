@@ -1,7 +1,7 @@
 """Stripe's events: read its lists into the store, and act on what is stored, each event once."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from meterctl.core.stripe_event import EARLIEST, StripeEvent
@@ -55,13 +55,17 @@ class Pull:
         new_ids: list[str] = []
         known_count = 0
         for page in self.lists.pages(types, start):
-            stored = self.store.store(page, source="pull")
+            stored = self.store.store([self._owned(event) for event in page], source="pull")
             new_ids += stored
             known_count += len(page) - len(stored)
         if since is None:
             self.store.advance(types, now, self.account, livemode=self.livemode)
         gap = (reached, oldest) if since is None and reached < oldest else None
         return Pulled(new_ids=tuple(new_ids), known_count=known_count, since=start, gap=gap)
+
+    def _owned(self, event: StripeEvent) -> StripeEvent:
+        """Events of the key's own account do not say whose they are; a copy of this database must know it."""
+        return event if event.account else replace(event, account=self.account)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -178,7 +178,7 @@ def _show_remarks(meter: dict[str, Any]) -> None:
     if meter["unreported"]:
         print(f"{name}: oldest unreported row {meter['oldest_unreported']}; rows of free users are among them")
     if meter["held_by_age"]:
-        print(f"{name}: {meter['held_by_age']} in doubt for 23 h or more: Stripe's totals decide (`meterctl settle`)")
+        print(f"{name}: {meter['held_by_age']} in doubt that only Stripe's totals decide (`meterctl settle`)")
 
 
 def runs(

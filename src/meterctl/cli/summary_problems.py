@@ -11,7 +11,7 @@ from meterctl.postgres.counter import unknown_usage
 from meterctl.postgres.error_reports import open_reports
 from meterctl.postgres.sources import Sources
 from meterctl.postgres.stripe_events import event_store
-from meterctl.postgres.summary import LedgerProblem, MeterFigures, ledger_problems
+from meterctl.postgres.summary import WINDOW, LedgerProblem, MeterFigures, ledger_owner, ledger_problems
 from meterctl.render.values import iso
 from meterctl.settings import Settings
 
@@ -34,7 +34,7 @@ def open_problems(
         *_of_reports(connection, settings, now, figures),
         *_of_usage(connection, settings, now, only),
         *(_unknown(connection, settings) if not only else ()),
-        *(_failed_events(connection, settings) if not only else ()),
+        *(_failed_events(connection, settings, now) if not only else ()),
     ]
 
 
@@ -67,8 +67,10 @@ def _of_reports(
             yield one.event_name, one.problem
 
 
-def _failed_events(connection: Connection, settings: Settings) -> Iterator[Named]:
-    count, samples = event_store(connection, settings).count_failed(livemode=settings.stripe.mode == "live")
+def _failed_events(connection: Connection, settings: Settings, now: datetime) -> Iterator[Named]:
+    owner = ledger_owner(connection)
+    livemode = owner[1] if owner else settings.stripe.mode == "live"
+    count, samples = event_store(connection, settings).count_failed(livemode=livemode, since=now - WINDOW)
     if count:
         hint = hint_for("webhook_failed")
         yield "webhooks", Problem(code="webhook_failed", count=count, sample_ids=samples, hint=hint)

@@ -120,9 +120,9 @@ class PostgresStripeEvents:
         with transaction(self._connection):
             return self._connection.execute(self._composed("take_up"), {"types": list(types), "since": since}).rowcount
 
-    def count_failed(self, *, livemode: bool) -> tuple[int, list[str]]:
-        """Return how many events failed, and a few of them."""
-        (row,) = self._fetch(self._composed("count_failed"), {"livemode": livemode})
+    def count_failed(self, *, livemode: bool, since: datetime) -> tuple[int, list[str]]:
+        """Return how many events created since then failed, and a few of them."""
+        (row,) = self._fetch(self._composed("count_failed"), {"livemode": livemode, "since": since})
         return row["count"], row["sample_ids"] or []
 
     def cursors(self, account: str, *, livemode: bool) -> dict[str, datetime]:

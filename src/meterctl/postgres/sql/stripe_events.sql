@@ -52,7 +52,7 @@ WHERE status = 'ignored' AND outcome = 'not handled' AND type = ANY (%(types)s) 
 
 -- name: count_failed
 SELECT count(*) AS count, (array_agg(event_id ORDER BY created))[1:5] AS sample_ids
-FROM {events} WHERE status = 'failed' AND livemode = %(livemode)s
+FROM {events} WHERE status = 'failed' AND livemode = %(livemode)s AND created >= %(since)s
 
 -- name: cursors
 SELECT type, read_until FROM meterctl.cursors WHERE account = %(account)s AND livemode = %(livemode)s
