@@ -35,7 +35,10 @@ CLOSED = frozenset({"replaced", "waived", "superseded", "cancelled"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Match:
-    """An event that a sample may mean. `verdict`: what is known of it already; None: totals must tell."""
+    """An event that a sample may mean. `verdict`: what is known of it already; None: totals must tell.
+
+    No news: an earlier report has put it in doubt already, or has had it rejected.
+    """
 
     sample: ErrorSample
     event_id: int
@@ -71,8 +74,8 @@ class ErrorReports:
     def handle(self, event: StripeEvent) -> str:
         """Fold a whole report into the ledger, within the caller's transaction; return what it came to."""
         report = read_report(event)
-        (known,) = self._one("known", {"event_id": event.id})
-        if known:
+        (row,) = fetch(self._connection, query("error_reports", "known"), {"event_id": event.id})
+        if row["known"]:
             return "known already"
         matches, foreign = self._matches(report)
         event_name = self._event_name(report, matches)
@@ -107,14 +110,15 @@ class ErrorReports:
         return [(samples[row["named"]], row["identifier"]) for row in rows]
 
     def _match(self, sample: ErrorSample, row: Mapping[str, Any]) -> _Match:
-        earlier = row["earlier"] or []
+        state, earlier = row["state"], row["earlier"] or []
+        is_rejected = state == "rejected" and "rejected" in earlier
         return _Match(
             sample=sample,
             event_id=row["id"],
             meter=row["meter"],
             event_name=row["event_name"],
-            verdict=_verdict(row["state"], earlier, is_level=row["event_name"] in self._levels),
-            is_news=row["state"] != "in_doubt" or None not in earlier,
+            verdict=_verdict(state, is_rejected=is_rejected or row["event_name"] in self._levels),
+            is_news=not is_rejected and (state != "in_doubt" or None not in earlier),
         )
 
     def _event_name(self, report: ErrorReport, matches: Sequence[_Match]) -> str | None:
@@ -133,7 +137,7 @@ class ErrorReports:
     def _note(
         self, report: ErrorReport, event_name: str | None, matches: Sequence[_Match], foreign: Sequence[ErrorSample]
     ) -> None:
-        levels = [match for match in matches if match.verdict == "rejected" and match.event_name in self._levels]
+        levels = [match for match in matches if match.verdict == "rejected" and match.is_news]
         self._connection.execute(query("error_reports", "reject"), _columns(levels))
         self._connection.execute(
             query("error_reports", "note"), _report_columns(report, event_name) | {"now": self._now()}
@@ -150,17 +154,11 @@ class ErrorReports:
             },
         )
 
-    def _one(self, name: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
-        row = self._connection.execute(query("error_reports", name), parameters).fetchone()
-        assert row is not None  # noqa: S101 -- a SELECT without FROM always gives a row
-        return row
 
-
-def _verdict(state: str, earlier: Collection[str | None], *, is_level: bool) -> str | None:
+def _verdict(state: str, *, is_rejected: bool) -> str | None:
     if state in CLOSED:
         return "closed"
-    decided_before = state == "rejected" and "rejected" in earlier
-    return "rejected" if is_level or decided_before else None
+    return "rejected" if is_rejected else None
 
 
 def _columns(matches: Sequence[_Match]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 -- name: known
-SELECT EXISTS (SELECT FROM meterctl.error_reports WHERE event_id = %(event_id)s)
+SELECT EXISTS (SELECT FROM meterctl.error_reports WHERE event_id = %(event_id)s) AS known
 
 -- name: resolve
 -- The events that each sample may mean: by identifier, or by the identifier within an Idempotency-Key. What was rejected
