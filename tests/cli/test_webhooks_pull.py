@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Shell
+from meterctl.clock import SystemHostClock
+from meterctl.postgres.lock import MeterLocks
 from meterctl.sandbox.local_stripe import Fault, FaultKind
 
 OWN_TYPES = "customer.subscription.created,customer.subscription.updated"
@@ -77,6 +79,17 @@ def test_a_rejection_after_the_200_is_told_by_pull_report_and_summary(shell: She
     report = shell.run("report-usage", "--json")
     assert (report.code, [problem["code"] for problem in report.document["problems"]]) == (10, ["error_report"])
     assert shell.run("report-usage", "-q").code == 0
+
+
+def test_it_takes_no_lock_of_a_reports(shell: Shell) -> None:
+    shell.usage(1, quantity=3)
+    shell.stripe.reject_later(customer="cus_1")
+    shell.run("report-usage", "-q")
+    shell.stripe.clock.advance(timedelta(seconds=30))
+    with MeterLocks(shell.database_url, run_label="a report", host_clock=SystemHostClock()) as locks:
+        assert locks.acquire("ai_suggestion", timeout_s=0, stopping=lambda: False)
+        assert shell.run("report-usage").code == 75
+        assert "1 in doubt" in shell.run("webhooks", "pull").stdout
 
 
 def test_types_and_since_narrow_a_pull_and_leave_the_other_cursors_alone(shell: Shell) -> None:
