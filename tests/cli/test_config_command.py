@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli.conftest import Finished
+from cli.nursery import nursery
 from meterctl.settings import load_settings
 
 OWN = """
@@ -60,10 +59,8 @@ SECRETS = {
 
 def meterctl(*arguments: object, **environ: str) -> Finished:
     """Run the command where nothing is set but what the test sets."""
-    command = [sys.executable, "-m", "meterctl", *map(str, arguments)]
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"} | environ
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-    return Finished(done.returncode, done.stdout, done.stderr)
+    return Finished(*nursery().run(list(map(str, arguments)), environment, stripe_base=None, timeout_s=60))
 
 
 @pytest.fixture

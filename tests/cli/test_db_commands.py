@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from cli.nursery import nursery
 from meterctl.sandbox.postgres import EmbeddedPostgres
 from roles import as_role, open_roles
 
@@ -21,15 +22,9 @@ Result = subprocess.CompletedProcess[str]
 def db(url: str, *arguments: str, config: Path | None = None) -> Result:
     environment = {"PATH": os.environ["PATH"], "DATABASE_URL": url}
     place = ["-c", str(config)] if config else []
-    return subprocess.run(
-        [sys.executable, "-m", "meterctl", *place, "db", *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_S,
-    )
+    arguments = (*place, "db", *arguments)
+    code, stdout, stderr = nursery().run(arguments, environment, stripe_base=None, timeout_s=TIMEOUT_S)
+    return Result(arguments, code, stdout, stderr)
 
 
 def sql(url: str, text: str) -> None:
