@@ -130,7 +130,7 @@ def own(tmp_path: Path) -> Iterator[tuple[Shell, EmbeddedPostgres]]:
         yield Shell(database_url=server.conninfo(), stripe=stripe, home=tmp_path), server
 
 
-@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize("crash", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_server_that_is_started_again_is_69(own: tuple[Shell, EmbeddedPostgres], *, crash: bool) -> None:
     shell, server = own
     with under_way(shell) as ended:
@@ -220,7 +220,7 @@ def make_room(shell: Shell) -> None:
     shell.sql("DROP FUNCTION disk_full CASCADE")
 
 
-@pytest.mark.parametrize("state", ["accepted", "sending"])
+@pytest.mark.parametrize("state", ["accepted", pytest.param("sending", marks=pytest.mark.long)])
 def test_a_full_disk_in_mid_run_is_69(shell: Shell, state: str) -> None:
     """Whether an answer cannot be written down or the next claim cannot: the latter is never sent."""
     with under_way(shell) as ended:

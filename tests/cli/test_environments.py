@@ -112,7 +112,7 @@ def abroad(shell: Shell) -> Shell:
     ("locale", "shown"),
     [
         ({}, CUSTOMER),
-        ({"LANG": "C"}, CUSTOMER),
+        pytest.param({"LANG": "C"}, CUSTOMER, marks=pytest.mark.long),
         ({"LC_ALL": "C"}, CUSTOMER),
         (ASCII_ONLY, r"cus_Zo\xeb_\u6771\u4eac"),
         ({"PYTHONIOENCODING": "latin-1"}, r"cus_Zoë_\u6771\u4eac"),
@@ -172,7 +172,7 @@ def test_an_environment_of_two_files_is_enough(shell: Shell, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "extra"), [((), {"NO_COLOR": "1"}), (("--no-color",), {}), ((), {"TERM": "dumb"})]
 )
-@pytest.mark.parametrize("command", [("report-usage",), ("summary",)])
+@pytest.mark.parametrize("command", [("report-usage",), pytest.param(("summary",), marks=pytest.mark.long)])
 def test_no_colour_where_none_is_wanted(
     shell: Shell, command: tuple[str, ...], arguments: tuple[str, ...], extra: dict[str, str]
 ) -> None:
@@ -220,7 +220,13 @@ def test_closed_streams_do_not_matter(shell: Shell, closed: str) -> None:
     assert shell.total == 3
 
 
-@pytest.mark.parametrize("command", ["report-usage --json", "ledger list", "runs", "summary --json"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report-usage --json",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("ledger list", "runs", "summary --json")),
+    ],
+)
 def test_a_reader_that_leaves_early_hears_and_causes_nothing(shell: Shell, command: str) -> None:
     """As in `meterctl … | head -0`, long after which the output comes."""
     shell.usage(300, customers=3)

@@ -50,7 +50,7 @@ def refused(done: Finished, code: int, *said: str) -> None:
 # PostgreSQL
 
 
-@pytest.mark.parametrize("end", ["kill", "restart"])
+@pytest.mark.parametrize("end", ["kill", pytest.param("restart", marks=pytest.mark.long)])
 def test_postgresql_lost_in_mid_run_is_69_and_costs_no_unit(own: tuple[Shell, EmbeddedPostgres], end: str) -> None:
     """It crashes, or its administrator restarts it: calls under way are answered, and nobody can write that down."""
     shell, server = own
@@ -129,7 +129,7 @@ def until_open(server: EmbeddedPostgres) -> None:
     pytest.fail((server.directory / "standby.log").read_text())
 
 
-@pytest.mark.parametrize("arguments", [("report-usage",), ("db", "migrate")])
+@pytest.mark.parametrize("arguments", [("report-usage",), pytest.param(("db", "migrate"), marks=pytest.mark.long)])
 def test_a_read_replica_is_78_and_points_to_the_primary(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     with own_server() as server, LocalStripe() as stripe:
         shell = Shell(database_url=server.conninfo(), stripe=stripe, home=tmp_path)

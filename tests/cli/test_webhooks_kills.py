@@ -56,7 +56,12 @@ def assert_all_is_done_once(shell: Shell) -> None:
     assert shell.sql("SELECT status FROM subscriptions WHERE user_id = 'ada'") == [("past_due",)]
 
 
-@pytest.mark.parametrize("step", STEPS)
+IN_THE_ORDINARY_SUITE = {"stores", "remembers how far it read", "writes the subscription", "puts in doubt", "marks"}
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(one, marks=[] if one in IN_THE_ORDINARY_SUITE else pytest.mark.long) for one in STEPS]
+)
 def test_a_pull_killed_as_it(told: Shell, step: str) -> None:
     killed_as_it_writes(told, STEPS[step], "webhooks", "pull")
     done = told.run("webhooks", "pull")
@@ -75,7 +80,9 @@ def test_a_pull_killed_at_any_instant(told: Shell) -> None:
     assert_all_is_done_once(told)
 
 
-@pytest.mark.parametrize("step", ["stores", "writes the subscription", "puts in doubt", "marks"])
+@pytest.mark.parametrize(
+    "step", ["stores", *(pytest.param(one, marks=pytest.mark.long) for one in ("puts in doubt", "marks"))]
+)
 def test_a_replay_of_a_file_killed_as_it(told: Shell, tmp_path: Path, step: str) -> None:
     snapshots = [event.document() for event in told.stripe.snapshot_events()]
     reports = [event.document(with_data=True) for event in told.stripe.thin_events()]

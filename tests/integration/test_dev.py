@@ -172,7 +172,9 @@ def test_half_an_environment_is_made_anew(checkout: Path) -> None:
 
 
 @needs_pip
-@pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["alone", "with its pip"])
+@pytest.mark.parametrize(
+    "kill", [pytest.param(os.kill, marks=pytest.mark.long, id="alone"), pytest.param(os.killpg, id="with its pip")]
+)
 def test_a_killed_set_up_is_done_again(checkout: Path, kill: Callable[[int, int], None]) -> None:
     """Where only `dev` is killed, its pip still writes: the next one waits for that."""
     with subprocess.Popen(
