@@ -9,6 +9,9 @@ import pytest
 from meterctl.actions.preview import preview
 from meterctl.core.level import LevelRequest
 from meterctl.errors import ExitCode, InputError, UsageError
+from meterctl.postgres.connect import connect
+from meterctl.postgres.ledger_admin import retry
+from meterctl.postgres.sources import Sources
 from meterctl.sandbox.local_stripe import Fault, FaultKind
 from metered_devices import GAUGE, add_sensors, level, open_devices, organisation, sent, switch_off
 from world import World
@@ -215,6 +218,33 @@ def test_a_doubtful_level_does_not_follow_a_newer_one(devices: World) -> None:
     first, second = devices.events()
     assert (first["state"], second["state"]) == ("superseded", "accepted")
     assert [value for _, value, _ in sent(devices, GAUGE)] == [4]
+
+
+def test_a_level_issued_again_does_not_follow_a_newer_one_that_stripe_reported(devices: World) -> None:
+    """A report is no proof: the newer level may count, and whatever arrives last may be what is billed."""
+    organisation(devices, "acme", sensors=3)
+    devices.stripe.reject_later(event_name=GAUGE)
+    devices.run()
+    add_sensors(devices, "acme", 1)
+    devices.time.advance(HOUR)
+    devices.run()
+    dropped, counted = devices.events()
+    devices.stripe.report_error(counted["identifier"])
+    devices.pull()
+    assert states(devices) == ["rejected", "rejected"]
+    issue_again(devices, dropped["id"])
+    devices.run()
+    assert [value for _, value, _ in sent(devices, GAUGE)] == [4]
+    issue_again(devices, counted["id"])
+    devices.run()
+    assert states(devices) == ["replaced", "replaced", "superseded", "accepted"]
+    assert [value for _, value, _ in sent(devices, GAUGE)] == [4, 4]
+
+
+def issue_again(devices: World, event_id: int) -> None:
+    with connect(devices.database_url) as connection:
+        source = Sources(connection=connection, settings=devices.settings()).of(GAUGE)
+        assert retry(connection, [event_id], source, GAUGE, "mended", devices.time.now()).done_ids == (event_id,)
 
 
 def test_a_doubtful_level_of_an_earlier_period_is_sent_all_the_same(devices: World) -> None:

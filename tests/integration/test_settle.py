@@ -82,6 +82,21 @@ def test_what_stripe_has_not_is_sent_again_under_its_identifier(ada: World) -> N
     ada.assert_exact()
 
 
+def test_a_stored_answer_to_an_attempt_that_totals_found_absent_proves_nothing(ada: World) -> None:
+    """Stripe drops after its 200 what it got last, an hour before the doubt is a day old, and nobody hears the 200."""
+    doubt(ada, 3, stored=False)
+    ada.time.advance(22 * HOUR)
+    ada.stripe.reject_later(customer="cus_ada")
+    ada.stripe.add_fault(Fault(kind=FaultKind.LOST_ANSWER, customer="cus_ada", times=None))
+    ada.run()
+    ada.stripe.clear_faults()
+    nights(ada, 75 * MINUTE, 61 * MINUTE)
+    assert (ada.states(), ada.stripe_total()) == (["in_doubt"], 0)
+    nights(ada, 24 * HOUR, 61 * MINUTE)
+    assert (ada.states(), ada.stripe_total()) == (["accepted"], 3)
+    ada.assert_exact()
+
+
 def test_the_evidence_is_kept(ada: World) -> None:
     doubt(ada, 3, stored=True)
     nights(ada, DAY, HOUR)

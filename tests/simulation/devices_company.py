@@ -4,14 +4,13 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from meterctl.actions.collect import EXPIRED_LOOK_BACK
+from meterctl.sandbox.local_stripe import StoredEvent
 from metered_devices import COUNTER, GAUGE, add_sensors, count_readings, organisation, record, switch_off
+from simulation.validation import unheard
 from world import START, World
-
-if TYPE_CHECKING:
-    from meterctl.sandbox.local_stripe import StoredEvent
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 FREE = "free"
@@ -129,18 +128,16 @@ class DevicesCompany:
             assert event["quantity"] == event["units"], f"not its units: {event}"
 
     def _check_levels(self) -> None:
-        ours = {_period(row["customer"], row["sent_timestamp"]): row for row in self.world.rows(LEVELS)}
         theirs: dict[Period, list[StoredEvent]] = {}
-        lost = self._lost_identifiers()
-        for event in self.world.stripe.events():
-            if event.counted and event.event_name == GAUGE and event.identifier not in lost:
-                theirs.setdefault(_period(event.customer, event.timestamp), []).append(event)
-        remembers_all = not self.world.rows("SELECT FROM meterctl.identity WHERE recovered_at IS NOT NULL")
-        superseded = {event["identifier"] for event in self.world.events() if event["state"] == "superseded"}
+        for event in self._standing():
+            theirs.setdefault(_period(event.customer, event.timestamp), []).append(event)
+        ours = {_period(row["customer"], row["sent_timestamp"]): row for row in self._known_levels()}
+        closed = {event["identifier"] for event in self.world.events() if event["state"] in {"superseded", "replaced"}}
         for key in list(theirs):  # where no period is known, what counted there may have been given up
-            if key not in ours and all(event.identifier in superseded for event in theirs[key]):
+            if key not in ours and all(event.identifier in closed for event in theirs[key]):
                 del theirs[key]
         assert set(theirs) == set(ours), f"levels of {set(theirs)}, the ledger has {set(ours)}"
+        remembers_all = not self._was_set_back()
         for key, events in theirs.items():
             by_time, by_arrival = max(events, key=lambda event: event.timestamp), events[-1]
             arrived = [event.timestamp for event in events]
@@ -149,13 +146,35 @@ class DevicesCompany:
             found = (by_time.quantity, by_arrival.quantity)
             assert found == (expected, expected), f"level of {key}: {found} in Stripe, {expected} in the ledger"
 
-    def _lost_identifiers(self) -> set[str]:
-        """What a future that the ledger has lost had sent: it stands in Stripe until a later level replaces it."""
-        if not self.world.rows("SELECT FROM meterctl.identity WHERE recovered_at IS NOT NULL"):
-            return set()
-        return {event.identifier for event in self.world.stripe.events()} - {
-            event["identifier"] for event in self.world.events()
-        }
+    def _standing(self) -> list[StoredEvent]:
+        """What Stripe counts, but what the ledger has forgotten, or a person could only close."""
+        waived = {event["identifier"] for event in self.world.events() if event["state"] == "waived"}
+        lost = self._lost()
+        levels = (event for event in self.world.stripe.events() if event.counted and event.event_name == GAUGE)
+        return [event for event in levels if event.identifier not in waived and event not in lost]
+
+    def _known_levels(self) -> list[dict[str, Any]]:
+        """What the ledger takes for accepted, but what Stripe has dropped without a word, or has from a lost future."""
+        standing = {event.identifier for event in self._standing()}
+        beyond = {event.identifier for event in (*unheard(self.world), *self._lost())} - standing
+        return [row for row in self.world.rows(LEVELS) if row["identifier"] not in beyond]
+
+    def _lost(self) -> list[StoredEvent]:
+        """What a future that the ledger has lost had sent: it stands in Stripe until a later level replaces it.
+
+        The ledger may have the same hour's level since, under the same identifier.
+        """
+        if not self._was_set_back():
+            return []
+        collected = {event["identifier"]: event["collected_at"] for event in self.world.events()}
+        return [
+            event
+            for event in self.world.stripe.events()
+            if event.identifier not in collected or event.received < collected[event.identifier]
+        ]
+
+    def _was_set_back(self) -> bool:
+        return bool(self.world.rows("SELECT FROM meterctl.identity WHERE recovered_at IS NOT NULL"))
 
 
 ACCOUNTED = """
@@ -174,7 +193,7 @@ GROUP BY e.id, e.quantity
 """
 
 LEVELS = """
-SELECT customer, sent_timestamp, value FROM meterctl.meter_events
+SELECT identifier, customer, sent_timestamp, value FROM meterctl.meter_events
 WHERE event_name = 'active_sensors' AND state = 'accepted' ORDER BY sent_timestamp
 """
 

@@ -18,14 +18,17 @@ class Killed(BaseException):
 
 @dataclass(kw_only=True)
 class Fate:
-    """Says at each effect whether it is the process's last one. `rate` 0: it lives."""
+    """Says at each effect whether it is the last one of its process. Rate 0: it lives, or `dies_at` the nth effect."""
 
     chance: random.Random
     kill_rate: float = 0.0
     drop_rate: float = 0.0
+    dies_at: int | None = None
 
     def perhaps_die(self) -> None:
-        if self.kill_rate and self.chance.random() < self.kill_rate:
+        if self.dies_at is not None:
+            self.dies_at -= 1
+        if self.dies_at == 0 or (self.kill_rate and self.chance.random() < self.kill_rate):
             raise Killed
 
     def perhaps_drop(self, connection: psycopg.Connection) -> None:
@@ -65,14 +68,17 @@ class MortalConnection:
 
 
 class MortalEvents:
-    """Calls around which the process may end, and during which something may happen elsewhere."""
+    """Calls around which the process may end, and before and after which something may happen elsewhere."""
 
-    def __init__(self, events: MeterEvents, fate: Fate, meanwhile: Callable[[], None]) -> None:
-        self._events, self._fate, self._meanwhile = events, fate, meanwhile
+    def __init__(
+        self, events: MeterEvents, fate: Fate, meanwhile: Callable[[], None], afterwards: Callable[[], None]
+    ) -> None:
+        self._events, self._fate, self._meanwhile, self._afterwards = events, fate, meanwhile, afterwards
 
     def create(self, event: MeterEvent, *, idempotency_key: str) -> Outcome:
         self._fate.perhaps_die()
         self._meanwhile()
         outcome = self._events.create(event, idempotency_key=idempotency_key)
+        self._afterwards()
         self._fate.perhaps_die()
         return outcome

@@ -15,15 +15,14 @@ import pytest
 
 from meterctl.cli.db_recover import recover_ledger
 from meterctl.core.model import RESEND_LIMIT
-from meterctl.core.settlement import Window
 from meterctl.errors import ConfigurationError, MeterctlError
-from meterctl.postgres.ledger_admin import retry, waive
-from meterctl.postgres.settlements import assume, doubtable, put_in_doubt
-from meterctl.postgres.sources import Sources
+from meterctl.postgres.error_reports import open_reports
 from meterctl.sandbox.local_stripe import FaultKind, RandomFaults
 from simulation.company import Company, Founder
 from simulation.mortal import Fate, Killed, MortalConnection, MortalEvents
 from simulation.past import Past
+from simulation.person import Person
+from simulation.validation import SOON, Validation
 from world import VirtualTime, World
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -43,6 +42,12 @@ KINDS = (
 
 MISLEADING = (FaultKind.LOST_ANSWER, FaultKind.RATE_LIMITED)
 """Together they tempt: the second says that nothing was processed, of an attempt that was not the first."""
+
+PULL_EFFECTS_MAX = 60
+"""Effects among which the last one of a pull is drawn: some live to their end."""
+
+ROUNDS_MAX = 80
+"""Runs until rest: Stripe refuses the identifier of what it dropped for up to two days, in which a doubt comes back."""
 
 PAUSES = (timedelta(0), HOUR, 3 * HOUR, 10 * HOUR, 24 * HOUR, 30 * HOUR)
 
@@ -66,27 +71,36 @@ class SkewedClock:
 
 @dataclass(kw_only=True)
 class Simulation:
-    """One seed's company. `steps` is what happened, for whoever has to find out why."""
+    """One seed's company. `steps` is what happened, for whoever has to find out why.
+
+    `validates`: its Stripe drops events after the 200, and reports them.
+    """
 
     world: World
     plain: psycopg.Connection
     seed: int
     founder: Founder
+    validates: bool = False
     steps: list[str] = field(default_factory=list)
     company: Company = field(init=False)
     chance: random.Random = field(init=False)
     fate: Fate = field(init=False)
-    _depth: int = 0
     past: Past = field(init=False)
+    person: Person = field(init=False)
+    validation: Validation = field(init=False)
+    pull_rate: float = 0.0
+    _depth: int = 0
 
     def __post_init__(self) -> None:
         self.past = Past(connection=self.plain)
         self.chance = random.Random(self.seed)  # noqa: S311 -- repeatable, nothing secret
         self.fate = Fate(chance=self.chance)
         self.company = self.founder(self.world, self.chance, self.say)
+        self.person = Person(world=self.world, plain=self.plain, chance=self.chance, say=self.say, company=self.company)
+        self.validation = Validation(world=self.world, seed=self.seed, chance=self.chance, say=self.say)
         self.world.wrap_connection = lambda connection: MortalConnection(connection, self.fate)  # type: ignore[assignment, return-value] # all of a connection that we use
-        self.world.wrap_events = lambda events: MortalEvents(events, self.fate, self._meanwhile)
-        self.world.run_after_claim = self._perhaps_suspended
+        self.world.wrap_events = lambda events: MortalEvents(events, self.fate, self._meanwhile, self._perhaps_pull)
+        self.world.run_after_claim = self._after_claim
 
     def run(self) -> None:
         """Live through the nights, then come to rest."""
@@ -94,6 +108,8 @@ class Simulation:
         for _ in range(self.chance.randint(2, 6)):
             self._night()
             self._perhaps_set_back()
+            if self.validates:
+                self.validation.tell()
         self._stop_faults()
         self._come_to_rest()
 
@@ -106,6 +122,9 @@ class Simulation:
         kinds = self.chance.choice([KINDS, KINDS, MISLEADING, tuple(self.chance.sample(KINDS, 2))])
         faults = RandomFaults(seed=self.seed, rate=self.chance.choice([0.1, 0.4, 0.7, 0.9]), kinds=kinds)
         self.world.stripe.set_random_faults(faults)
+        if self.validates:
+            self.validation.begin()
+            self.pull_rate = self.chance.choice([0.0, 0.3, 0.6])
         self.say(f"{len(self.company.names)} customers; Stripe: {options}, faults {', '.join(kinds)} at {faults.rate}")
 
     # The nights
@@ -113,7 +132,8 @@ class Simulation:
     def _night(self) -> None:
         self.fate.kill_rate = self.chance.choice([0.0, 0.01, 0.03])
         self.fate.drop_rate = self.chance.choice([0.0, 0.0, 0.01])
-        act = self.chance.choice([self._report, self._report, self._report, self._settle, self._doubt])
+        told = [self._pull_and_die, self._retry, self._report] if self.validates else []
+        act = self.chance.choice([self._report, self._report, self._report, self._settle, self._doubt, *told])
         with suppress(Killed, MeterctlError, psycopg.OperationalError):
             act()
         self.fate.kill_rate = self.fate.drop_rate = 0.0
@@ -138,16 +158,34 @@ class Simulation:
             self.world.settle(meter)
 
     def _doubt(self) -> None:
-        """A person doubts a minute that Stripe has just accepted."""
-        found = [event for event in self.world.events() if event["state"] == "accepted"]
-        if found:
-            event = self.chance.choice(found)
-            minute = event["sent_timestamp"].replace(second=0, microsecond=0)
-            window = Window(customer=event["customer"], minute=minute)
-            ids = [one["id"] for one in doubtable(self.plain, event["event_name"], window)]
-            self.say(f"ledger doubt {ids}")
-            unstamp = self.world.rows_source(self.plain).unstamp
-            put_in_doubt(self.plain, ids, "a person doubts", unstamp_rows=unstamp)
+        self.person.doubt_something()
+
+    def _retry(self) -> None:
+        """Not what the ledger would forget: what was sent in a lost future under a new identifier is nobody's."""
+        if self.past.kept_at is None:
+            self.person.retry()
+
+    def _pull_and_die(self) -> None:
+        """A process of its own, that dies by itself, and another pull comes for what it has left."""
+        fate, self.fate = self.fate, Fate(chance=self.chance, dies_at=self.chance.randint(1, PULL_EFFECTS_MAX))
+        try:
+            with suppress(Killed, MeterctlError):
+                self._pull()
+        finally:
+            self.fate = fate
+
+    def _pull(self) -> None:
+        self.say(f"  pull, dies at effect {self.fate.dies_at}")
+        for acted in self.world.pull():
+            self.say(f"    {acted.event.id} {acted.status}: {acted.outcome}")
+
+    def _perhaps_pull(self) -> None:
+        """In the midst of a run: what Stripe says may come before an answer is written down."""
+        if self.pull_rate and self.chance.random() < self.pull_rate:
+            if self.chance.random() < 0.5:
+                self.validation.tell_of_the_last()
+            self.world.time.advance(SOON)
+            self._pull_and_die()
 
     def _perhaps_set_back(self) -> None:
         """The ledger is kept one night, and some nights later it is that again; then somebody recovers it."""
@@ -163,6 +201,10 @@ class Simulation:
             with pytest.raises(ConfigurationError):
                 self.world.run()
             recover_ledger(self.plain, self.world.settings(), self.world.time, since=since, resend=resend)
+
+    def _after_claim(self) -> None:
+        self._perhaps_pull()
+        self._perhaps_suspended()
 
     def _perhaps_suspended(self) -> None:
         """The machine sleeps between the claim and the look at its age.
@@ -188,7 +230,7 @@ class Simulation:
     # Rest
 
     def _stop_faults(self) -> None:
-        self.fate.kill_rate = self.fate.drop_rate = 0.0
+        self.fate.kill_rate = self.fate.drop_rate = self.pull_rate = 0.0
         self.world.stripe.clear_faults()
         for name in self.company.names:
             with suppress(ValueError):
@@ -218,33 +260,33 @@ class Simulation:
 
     def _come_to_rest(self) -> None:
         """Nights without faults, a person who settles what is held by Stripe's truth and retries what was rejected."""
-        for _ in range(40):
-            if (
-                not {"pending", "sending", "in_doubt", "rejected"} & set(self.world.states())
-                and not self.company.is_due()
-            ):
+        for count in range(ROUNDS_MAX):
+            if self.validates:
+                self._pull_and_die()
+                self._pull()
+            if self._is_at_rest() and self._is_equal():
                 return
-            self._settle_what_is_held()
-            self._retry()
-            self.world.time.advance(timedelta(minutes=80))
+            self.person.settle_what_is_held()
+            self.person.retry()
+            self.world.time.advance(timedelta(minutes=80) if count % 4 else 10 * HOUR)
             self._report(limited=False)
+            self.validation.go_on()
         raise AssertionError("the job does not come to rest")
 
-    def _settle_what_is_held(self) -> None:
-        known = {event.identifier for event in self.world.stripe.events() if event.counted}
-        for event in self.world.events():
-            if event["state"] == "in_doubt" and event["held_reason"] is not None:
-                present = event["identifier"] in known
-                self.say(f"a person says that {event['id']} is {'present' if present else 'absent'}")
-                now = self.world.time.now()
-                assume(self.plain, [event["id"]], present=present, reason="truth", now=now, grace=HOUR)
+    def _is_at_rest(self) -> bool:
+        is_open = {"pending", "sending", "in_doubt", "rejected"} & set(self.world.states())
+        return not is_open and not self.company.is_due() and self.validation.has_ended
 
-    def _retry(self) -> None:
-        sources = Sources(connection=self.plain, settings=self.world.settings())
-        for meter in self.company.meters:
-            rejected = (one for one in self.world.events() if (one["state"], one["meter"]) == ("rejected", meter))
-            if ids := [event["id"] for event in rejected]:
-                self.say(f"ledger retry {ids}")
-                refused = retry(self.plain, ids, sources.of(meter), meter, "mended", self.world.time.now()).refused
-                self.say(f"  waived: {refused}")  # such as: older than the 35 days that Stripe takes
-                waive(self.plain, list(refused), "nothing else can be done")
+    def _is_equal(self) -> bool:
+        """Once Stripe's totals have caught up: whether nothing falls short; else it is doubted."""
+        self.world.time.advance(3 * HOUR)
+        return not self.person.doubt_what_falls_short()
+
+    def check(self) -> None:
+        """Raise AssertionError unless all is billed once, and it is known what became of all that was reported."""
+        self.company.check()
+        self.validation.check()
+        levels = [name for name, meter in self.world.settings().meters.items() if meter.formula == "last"]
+        found = open_reports(self.plain, self.world.time.now(), levels)
+        summed = [one for one in found if one.event_name not in levels]
+        assert not summed, f"reports still open: {summed}"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from types import ModuleType
 from typing import Any, LiteralString
 from unittest.mock import patch
 
@@ -13,15 +14,23 @@ from meterctl.actions import deliver, settle
 from meterctl.cli import db_recover
 from meterctl.core import model, settlement, state
 from meterctl.core.model import Claim, Outcome, OutcomeKind, SettledBy, State
-from meterctl.ports import Claimed
+from meterctl.ports import Acted, Claimed
+from meterctl.postgres import error_reports, settlements
+from meterctl.postgres.error_reports import ErrorReports
 from meterctl.postgres.ledger import PostgresMeterLedger
+from meterctl.postgres.queries import query
 from meterctl.postgres.recover import end_recovery
+from meterctl.postgres.settlements import put_back
+from meterctl.postgres.stripe_events import PostgresStripeEvents
 
 Patches = Callable[[], list[Any]]
 
 _verdict = state._verdict  # noqa: SLF001 -- the very decision that is to go wrong
 _exchange = PostgresMeterLedger.exchange
 _composed = PostgresMeterLedger._composed  # noqa: SLF001 -- as above
+_handle = ErrorReports.handle
+_act = PostgresStripeEvents.act
+_decide_reports = settlements._decide_reports  # noqa: SLF001 -- as above
 
 
 def _safe_window_ignored() -> list[Any]:
@@ -137,6 +146,66 @@ def _levels_in_any_order() -> list[Any]:
     return [patch.object(PostgresMeterLedger, "_composed", composed)]
 
 
+def _report_is_a_verdict() -> list[Any]:
+    """What a report names is rejected at once, whatever Stripe's totals say."""
+
+    def handle(self: ErrorReports, event: Any) -> str:
+        said = _handle(self, event)
+        named = self._connection.execute(
+            "SELECT meter_event_id FROM meterctl.error_samples WHERE event_id = %s AND verdict IS NULL", [event.id]
+        )
+        put_back(self._connection, [row[0] for row in named.fetchall()], self._now())
+        return said
+
+    return [patch.object(ErrorReports, "handle", handle)]
+
+
+def _reported_is_due_again() -> list[Any]:
+    """What is reported and absent is sent again under the identifier that Stripe knows."""
+    return _other_sql(settlements, "return", "report.code IS NOT NULL THEN 'rejected'", "false THEN 'rejected'")
+
+
+def _report_ignores_what_is_being_sent() -> list[Any]:
+    """A report that comes before the answer is written down changes nothing."""
+    return _other_sql(error_reports, "doubt", "'sending', ", "")
+
+
+def _reported_doubt_has_an_age() -> list[Any]:
+    """What is reported is doubted since its attempt, and so sent again while that is young."""
+    return _other_sql(error_reports, "doubt", "'epoch'", "coalesce(event.doubt_since, event.last_attempt_at)")
+
+
+def _other_sql(module: ModuleType, name: str, words: str, others: str) -> list[Any]:
+    def changed(file: str, wanted: str) -> str:
+        text = query(file, wanted)
+        if wanted != name:
+            return text
+        assert words in text
+        return text.replace(words, others)
+
+    return [patch.object(module, "query", changed)]
+
+
+def _explained_report_stays_open() -> list[Any]:
+    """What is reported and counted is accepted, and the report left undecided."""
+
+    def decide(connection: psycopg.Connection, verdict: str, ids: Any) -> None:
+        if verdict != "explained":
+            _decide_reports(connection, verdict, ids)
+
+    return [patch.object(settlements, "_decide_reports", decide)]
+
+
+def _marked_before_the_effect() -> list[Any]:
+    """A report is marked as processed in a transaction of its own, before it is acted on."""
+
+    def act(self: PostgresStripeEvents, event: Any, effect: Any, *, again: bool) -> Acted:
+        _act(self, event, lambda _: ("processed", "to be acted on"), again=again)
+        return _act(self, event, effect, again=True)
+
+    return [patch.object(PostgresStripeEvents, "act", act)]
+
+
 DEFECTS: Mapping[str, Patches] = {
     "safe-window-ignored": _safe_window_ignored,
     "claim-not-committed": _claim_not_committed,
@@ -147,6 +216,12 @@ DEFECTS: Mapping[str, Patches] = {
     "one-read-believed": _one_read_believed,
     "levels-in-any-order": _levels_in_any_order,
     "recovery-doubts-nothing": _recovery_doubts_nothing,
+    "report-is-a-verdict": _report_is_a_verdict,
+    "reported-is-due-again": _reported_is_due_again,
+    "report-ignores-sending": _report_ignores_what_is_being_sent,
+    "reported-doubt-has-an-age": _reported_doubt_has_an_age,
+    "explained-report-stays-open": _explained_report_stays_open,
+    "marked-before-the-effect": _marked_before_the_effect,
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from simulation.seeds import COMPANIES, simulate
 
-SEEDS = range(40)
+SEEDS = range(18)
 """Of each company."""
 
 

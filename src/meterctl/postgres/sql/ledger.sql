@@ -151,14 +151,17 @@ NOT EXISTS (
 -- name: nothing_newer_sent
 -- Of a level only the period's newest is billed. An older one must not arrive behind a newer one: Stripe does not say
 -- whether the later timestamp or the later arrival counts. Nor a second one of an instant, such as a rejected level that
--- is issued again. Unless a person insisted.
+-- is issued again. Unless a person insisted. A newer one that Stripe has reported may count all the same.
 (e.insisted OR NOT EXISTS (
     SELECT FROM meterctl.meter_events AS newer
     WHERE newer.event_name = e.event_name AND newer.customer = e.customer AND newer.window_start IS NOT NULL
       AND newer.sent_timestamp >= e.sent_timestamp
       AND (newer.sent_timestamp > e.sent_timestamp OR newer.id < e.id)
       AND newer.period_end IS NOT DISTINCT FROM e.period_end
-      AND newer.attempt_count > 0 AND newer.state IN ('sending', 'in_doubt', 'accepted')))
+      AND newer.attempt_count > 0
+      AND (newer.state IN ('sending', 'in_doubt', 'accepted')
+           OR newer.sent_timestamp > e.sent_timestamp AND EXISTS (
+               SELECT FROM meterctl.error_samples AS sample WHERE sample.meter_event_id = newer.id))))
 
 -- name: supersede
 UPDATE meterctl.meter_events AS e

@@ -72,10 +72,12 @@ RETURNING id, source_row_id, quantity, late
 -- name: return
 -- Proven absent. What Stripe's own report named it has rejected, for the reason that it gave. All else is due again under
 -- the same identifier, a second guard that costs nothing: should Stripe say that it knows it, the event is in doubt once
--- more. Too old for Stripe: expired.
+-- more. Too old for Stripe: expired. All attempts are answered for: under the Idempotency-Key of one that had no answer
+-- Stripe might repeat the 200 of what it has dropped, so further ones have another.
 UPDATE meterctl.meter_events AS event
 SET state = fate.state, doubt_since = NULL, held_reason = NULL, closed_reason = %(reason)s, told = false,
-    proven_absent = true, error_code = coalesce(fate.code, nullif(fate.state, 'pending')), error_message = fate.message
+    proven_absent = true, answers_heard = event.attempt_count,
+    error_code = coalesce(fate.code, nullif(fate.state, 'pending')), error_message = fate.message
 FROM (
     SELECT doubt.id, report.code,
            CASE WHEN report.code IS NOT NULL THEN 'rejected'
