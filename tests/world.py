@@ -19,7 +19,7 @@ from meterctl.actions.meter_report import MeterJob, ReportOptions
 from meterctl.actions.report import Report, ReportResult
 from meterctl.actions.settle import Settlement, Settlements
 from meterctl.actions.stripe_events import LISTED_FOR, Acting, Pull
-from meterctl.cli.event_wiring import EventWiring
+from meterctl.cli.event_wiring import EventWiring, client_of
 from meterctl.cli.meter_wiring import MeterWiring
 from meterctl.cli.report_run import strays
 from meterctl.clock import HostClock
@@ -171,7 +171,11 @@ class World:
         with psycopg.connect(self.database_url, autocommit=True) as opened:
             connection = self.wrap_connection(opened)
             wiring = EventWiring(
-                connection=connection, settings=settings, account=self.stripe.account_id, clock=self.time
+                connection=connection,
+                settings=settings,
+                account=self.stripe.account_id,
+                clock=self.time,
+                client=client_of(settings),
             )
             store = event_store(connection, settings)
             pull = Pull(store=store, lists=wiring.stripe, account=self.stripe.account_id, livemode=False)

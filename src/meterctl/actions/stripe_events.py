@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from meterctl.core.stripe_event import EARLIEST, StripeEvent
+from meterctl.core.stripe_event import DONE, EARLIEST, StripeEvent
 from meterctl.errors import InputError, RefusedError, UnavailableError
 from meterctl.logs import get_logger
 from meterctl.ports import Acted, StripeEventLists, StripeEventStore
@@ -18,9 +18,6 @@ OVERLAP = timedelta(days=1)
 IN_A_ROW_MAX = 3
 """So many events in a row that must wait are the fault of what they wait for, not theirs."""
 
-DONE = frozenset({"processed", "ignored"})
-"""Statuses of events that are left alone."""
-
 Handler = Callable[[StripeEvent], str]
 """Event → what it came to, within the transaction that marks it."""
 
@@ -31,9 +28,8 @@ log = get_logger()
 class Pulled:
     """What reading the lists brought. `gap`: a span, older than what is listed, whose events nobody has read."""
 
-    new_ids: tuple[str, ...]
+    new_count: int
     known_count: int
-    since: datetime
     gap: tuple[datetime, datetime] | None = None
 
 
@@ -52,16 +48,15 @@ class Pull:
         cursors = self.store.cursors(self.account, livemode=self.livemode)
         reached = min((cursors.get(one, oldest) for one in types), default=oldest)
         start = max(since or reached - OVERLAP, oldest)
-        new_ids: list[str] = []
-        known_count = 0
+        new_count = known_count = 0
         for page in self.lists.pages(types, start):
             stored = self.store.store([self._owned(event) for event in page], source="pull")
-            new_ids += stored
+            new_count += len(stored)
             known_count += len(page) - len(stored)
         if since is None:
             self.store.advance(types, now, self.account, livemode=self.livemode)
         gap = (reached, oldest) if since is None and reached < oldest else None
-        return Pulled(new_ids=tuple(new_ids), known_count=known_count, since=start, gap=gap)
+        return Pulled(new_count=new_count, known_count=known_count, gap=gap)
 
     def _owned(self, event: StripeEvent) -> StripeEvent:
         """Events of the key's own account do not say whose they are; a copy of this database must know it."""

@@ -15,28 +15,33 @@ from meterctl.postgres.sources import Sources
 from meterctl.postgres.stripe_events import event_store
 from meterctl.postgres.subscriptions import SubscriptionHandler
 from meterctl.settings import RowsMeter, Settings
-from meterctl.stripe_api.client import stripe_client
+from meterctl.stripe_api.client import StripeClient, no_key, stripe_client
 from meterctl.stripe_api.events import StripeEvents
+
+
+def client_of(settings: Settings) -> StripeClient | None:
+    """Return Stripe's client, None where no key is set."""
+    return stripe_client(settings.stripe, connections_max=1) if settings.stripe.api_key is not None else None
 
 
 @dataclass(kw_only=True, slots=True)
 class EventWiring:
-    """Makes what acts on events. `account` None: not known yet, for the ledger is nobody's."""
+    """Makes what acts on events. `account` None: not known yet, for the ledger is nobody's. `client` None: no key."""
 
     connection: Connection
     settings: Settings
     account: str | None
     clock: Clock
-    _stripe: StripeEvents | None = None
+    client: StripeClient | None
     _event_names: dict[str, str | None] = field(default_factory=dict)
     _rows: dict[str, PostgresRows] = field(default_factory=dict)
 
     @property
     def stripe(self) -> StripeEvents:
         """Stripe's side. Raises ConfigurationError where no key is set."""
-        if self._stripe is None:
-            self._stripe = StripeEvents(stripe_client(self.settings.stripe, connections_max=1))
-        return self._stripe
+        if self.client is None:
+            raise no_key()
+        return StripeEvents(self.client)
 
     def actions(self) -> EventActions:
         """Return what acts on events."""
@@ -74,7 +79,7 @@ class EventWiring:
         return whole
 
     def _name_meter(self, meter_id: str | None) -> None:
-        if meter_id is not None and meter_id not in self._event_names and self.settings.stripe.api_key is not None:
+        if meter_id is not None and meter_id not in self._event_names and self.client is not None:
             self._event_names[meter_id] = self.stripe.meter_event_name(meter_id)
 
     def _open_rows(self) -> None:

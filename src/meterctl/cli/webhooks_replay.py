@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from meterctl.actions.stripe_events import EventActions
-from meterctl.cli.event_wiring import EventWiring
+from meterctl.cli.event_wiring import EventWiring, client_of
 from meterctl.cli.report_run import stop_on_signals
 from meterctl.cli.webhooks_run import act
 from meterctl.cli.wiring import confirmed, open_database
@@ -58,6 +58,7 @@ def replay_events(settings: Settings, asked: ReplayAsked) -> ExitCode:
             settings=settings,
             account=_account(connection, settings),
             clock=PostgresClock(connection, SystemHostClock()),
+            client=client_of(settings),
         )
         replay = _Replay(
             asked=asked, store=event_store(connection, settings), actions=wiring.actions(), document=document
@@ -67,7 +68,7 @@ def replay_events(settings: Settings, asked: ReplayAsked) -> ExitCode:
             question = f"act again on {len(ids)} event{'' if len(ids) == 1 else 's'}, whatever was done about them?"
             ids = ids if confirmed(question, yes=asked.yes) else []
         if not asked.dry_run:
-            act(wiring.actions(), ids, document, stop, again=asked.force, strict=True)
+            act(replay.actions, ids, document, stop, again=asked.force, strict=True)
     show_events(document, as_json=asked.as_json, quiet=asked.quiet)
     return document.exit_code
 
@@ -129,7 +130,7 @@ class _Replay:
         refused = [event for event in batch if self.actions.foreign(event) is not None]
         self.document.deeds += [self._would(Acted(event=event, status="received")) for event in refused]
         if self.asked.dry_run:
-            known = {row["event_id"] for row in self.store.shown([event.id for event in ours])}
+            known = self.store.ids(EventSelection(ids=tuple(event.id for event in ours))) if ours else []
             self.document.deeds += [
                 self._would(self.store.read(event.id) if event.id in known else Acted(event=event, status="received"))
                 for event in ours

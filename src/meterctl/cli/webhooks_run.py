@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from meterctl.actions.stripe_events import LISTED_FOR, Acting, EventActions, Pull, Pulled
-from meterctl.cli.event_wiring import EventWiring
+from meterctl.actions.stripe_events import LISTED_FOR, Acting, EventActions, Pull
+from meterctl.cli.event_wiring import EventWiring, client_of
 from meterctl.cli.report_run import stop_on_signals
 from meterctl.cli.stripe_wiring import key_owner
 from meterctl.cli.wiring import open_database
@@ -23,7 +23,7 @@ from meterctl.postgres.webhook_fit import require_events_fit, require_subscripti
 from meterctl.render.values import iso
 from meterctl.render.webhooks import Deed, EventsDocument, show_events
 from meterctl.settings import Settings
-from meterctl.stripe_api.client import stripe_client
+from meterctl.stripe_api.client import StripeClient
 from meterctl.stripe_api.events import lists_of
 
 log = get_logger()
@@ -45,9 +45,10 @@ def pull_events(settings: Settings, asked: PullAsked) -> ExitCode:
     with open_database(settings) as connection, stop_on_signals() as stop:
         require_events_fit(connection, settings)
         clock = PostgresClock(connection, SystemHostClock())
-        owner = _owner(connection, settings, clock)
+        client = client_of(settings)
+        owner = _owner(connection, settings, clock, client)
         account = owner.account if owner else None
-        wiring = EventWiring(connection=connection, settings=settings, account=account, clock=clock)
+        wiring = EventWiring(connection=connection, settings=settings, account=account, clock=clock, client=client)
         if owner is not None:
             _pull(wiring, owner, asked, document)
         store = event_store(connection, settings)
@@ -69,12 +70,13 @@ def _that_fit(connection: Connection, settings: Settings, document: EventsDocume
     return ()
 
 
-def _owner(connection: Connection, settings: Settings, clock: PostgresClock) -> LedgerOwner | None:
+def _owner(
+    connection: Connection, settings: Settings, clock: PostgresClock, client: StripeClient | None
+) -> LedgerOwner | None:
     """Return whose key it is, once it was found to be the ledger's; None without a key."""
-    if settings.stripe.api_key is None:
+    if client is None:
         log.warning("stripe_not_configured", hint="set STRIPE_SECRET_KEY; only what is stored is acted on")
         return None
-    client = stripe_client(settings.stripe, connections_max=1)
     owner = key_owner(client, settings, clock)
     require_owner(connection, owner)
     return owner
@@ -95,11 +97,11 @@ def _pull(wiring: EventWiring, owner: LedgerOwner, asked: PullAsked, document: E
             document.pulled.append(pull.run(some, now=now, since=asked.since))
         except MeterctlError as error:
             document.notes.append((error.exit_code, f"{', '.join(some)} were not read: {error.message}"))
-    document.notes += [(ExitCode.PROBLEMS, _gap(one)) for one in document.pulled if one.gap is not None]
+    document.notes += [(ExitCode.PROBLEMS, _said_of(*one.gap)) for one in document.pulled if one.gap is not None]
 
 
-def _gap(pulled: Pulled) -> str:
-    since, until = pulled.gap or (pulled.since, pulled.since)
+def _said_of(since: datetime, until: datetime) -> str:
+    """Return what to say of a span whose events nobody has read."""
     return (
         f"Stripe lists events for 30 days only: those between {iso(since)} and {iso(until)} were never read; "
         "`meterctl reconcile` finds usage that was rejected then"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from meterctl.core.stripe_event import EARLIEST, LATEST, StripeEvent
+from meterctl.core.stripe_event import EARLIEST, LATEST, StripeEvent, object_in, text_in
 from meterctl.errors import InputError
 
 REPORT_TYPES = frozenset({"v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"})
@@ -61,13 +61,12 @@ class ErrorReport:
 
 def read_report(event: StripeEvent) -> ErrorReport:
     """Given a whole event, return its report. Raises InputError naming what it lacks."""
-    data = _table(event.payload.get("data"), "data")
-    reason = _table(data.get("reason"), "data.reason")
+    data = _required(event.payload, "data", "data")
+    reason = _required(data, "reason", "data.reason")
     samples = tuple(_samples(reason.get("error_types")))
-    related = event.payload.get("related_object")
     return ErrorReport(
         event=event,
-        meter_id=_text(related.get("id")) if isinstance(related, Mapping) else None,
+        meter_id=text_in(object_in(event.payload, "related_object"), "id"),
         error_count=max(_count(reason, samples), len(samples)),
         samples=samples,
         validation_start=_instant(data.get("validation_start"), event.created),
@@ -77,17 +76,15 @@ def read_report(event: StripeEvent) -> ErrorReport:
 
 def _samples(error_types: object) -> Iterator[ErrorSample]:
     for kind in _tables(error_types):
-        code = _text(kind.get("code")) or "unknown"
+        code = text_in(kind, "code") or "unknown"
         for sample in _tables(kind.get("sample_errors")):
-            yield ErrorSample(
-                named=_named(sample.get("request")), code=code, message=_text(sample.get("error_message"))
-            )
+            request = object_in(sample, "request")
+            yield ErrorSample(named=_named(request), code=code, message=text_in(sample, "error_message"))
 
 
-def _named(request: object) -> str:
+def _named(request: Mapping[str, Any]) -> str:
     """Return what names the request: older examples have `idempotency_key` (or `id`) where newer have `identifier`."""
-    found = request if isinstance(request, Mapping) else {}
-    return next((text for key in ("identifier", "idempotency_key", "id") if (text := _text(found.get(key)))), "")
+    return next((text for key in ("identifier", "idempotency_key", "id") if (text := text_in(request, key))), "")
 
 
 def _count(reason: Mapping[str, Any], samples: Sequence[ErrorSample]) -> int:
@@ -103,15 +100,11 @@ def _instant(value: object, default: datetime) -> datetime:
     return found.astimezone(UTC) if found.tzinfo and EARLIEST <= found < LATEST else default
 
 
-def _table(value: object, name: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
+def _required(values: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
+    if not isinstance(values.get(key), Mapping):
         raise InputError(f"the error report has no {name}", hint="fetch it anew: `meterctl webhooks pull`")
-    return value
+    return object_in(values, key)
 
 
 def _tables(value: object) -> Iterator[Mapping[str, Any]]:
     yield from (one for one in (value if isinstance(value, list | tuple) else ()) if isinstance(one, Mapping))
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None

@@ -11,6 +11,9 @@ from meterctl.errors import InputError
 
 SNAPSHOT, THIN = "event", "v2.core.event"
 
+DONE = frozenset({"processed", "ignored"})
+"""Statuses of stored events that are left alone."""
+
 _NAME = re.compile(r"[!-~]{1,255}")
 """What an id, a type or an account is: visible ASCII, and short enough for an index."""
 
@@ -59,6 +62,18 @@ def read_event(document: object) -> StripeEvent:
         account=_name(document.get("account"), "account") or _name(document.get("context"), "context"),
         api_version=_name(document.get("api_version"), "api_version"),
     )
+
+
+def text_in(values: Mapping[str, Any], key: str) -> str | None:
+    """Return a text inside an object; None where there is none, or an empty one."""
+    found = values.get(key)
+    return found if isinstance(found, str) and found else None
+
+
+def object_in(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return an object inside another; empty where there is none."""
+    found = values.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _instant(value: object) -> datetime:

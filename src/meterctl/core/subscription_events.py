@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from meterctl.core.stripe_event import StripeEvent
+from meterctl.core.stripe_event import StripeEvent, object_in, text_in
 from meterctl.core.subscription import ENDED, Checkout, Facts, PaymentFailed, Snapshot
 from meterctl.errors import InputError
 
@@ -37,7 +37,7 @@ def told_by(event: StripeEvent) -> Told | None:
 
     Raises InputError naming what its payload lacks.
     """
-    about = _Object(event, _inner(_inner(event.payload, "data"), "object"))
+    about = _Object(event, object_in(object_in(event.payload, "data"), "object"))
     if event.type == CHECKOUT:
         return _checkout(about)
     return _payment_failed(about) if event.type == PAYMENT_FAILED else _snapshot(about)
@@ -57,7 +57,7 @@ class _Object:
         return found
 
     def text_or_none(self, key: str) -> str | None:
-        return _text(self.values.get(key))
+        return text_in(self.values, key)
 
     def instant(self, key: str) -> datetime:
         found = self.instant_or_none(key)
@@ -87,21 +87,21 @@ def _checkout(about: _Object) -> Told | None:
     subscription = about.text_or_none("subscription")
     if about.values.get("mode") != "subscription" or subscription is None:
         return None
-    metadata = _inner(about.values, "metadata")
+    metadata = object_in(about.values, "metadata")
     checkout = Checkout(
         created=about.event.created,
         event_id=about.event.id,
         customer=about.text("customer"),
         reference=about.text_or_none("client_reference_id"),
-        user=_text(metadata.get("user_id")),
-        organization=_text(metadata.get("organization_id")),
+        user=text_in(metadata, "user_id"),
+        organization=text_in(metadata, "organization_id"),
     )
     return Told(subscription=subscription, facts=Facts(checkout=checkout))
 
 
 def _payment_failed(about: _Object) -> Told | None:
-    details = _inner(_inner(about.values, "parent"), "subscription_details")
-    subscription = _text(details.get("subscription")) or about.text_or_none("subscription")
+    details = object_in(object_in(about.values, "parent"), "subscription_details")
+    subscription = text_in(details, "subscription") or about.text_or_none("subscription")
     if subscription is None:
         return None
     failed = PaymentFailed(created=about.event.created, event_id=about.event.id, customer=about.text("customer"))
@@ -145,19 +145,9 @@ def _bounds(about: _Object) -> _Bounds:
 
 
 def _items(subscription: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    listed = _inner(subscription, "items").get("data")
+    listed = object_in(subscription, "items").get("data")
     yield from (item for item in (listed if isinstance(listed, list) else ()) if isinstance(item, Mapping))
 
 
 def _is_metered(item: Mapping[str, Any]) -> bool:
-    return _inner(_inner(item, "price"), "recurring").get("usage_type") == "metered"
-
-
-def _inner(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return an object inside another; empty where there is none."""
-    found = values.get(key)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return object_in(object_in(item, "price"), "recurring").get("usage_type") == "metered"

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from meterctl.core.stripe_event import StripeEvent
+from meterctl.core.stripe_event import DONE, StripeEvent
 from meterctl.errors import InputError
 from meterctl.ports import Acted
 from meterctl.postgres.connect import transaction
@@ -99,7 +99,7 @@ class PostgresStripeEvents:
         """
         with transaction(self._connection):
             status, at = self._locked(event.id)
-            if status in ("processed", "ignored") and not again:
+            if status in DONE and not again:
                 return Acted(event=event, status=status, at=at, was_done=True)
             status, outcome = effect(event)
             self._connection.execute(

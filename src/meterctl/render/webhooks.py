@@ -92,7 +92,7 @@ class EventsDocument:
 
     @property
     def _new_count(self) -> int:
-        return sum(len(one.new_ids) for one in self.pulled)
+        return sum(one.new_count for one in self.pulled)
 
     @property
     def _known_count(self) -> int:

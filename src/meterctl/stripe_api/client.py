@@ -23,7 +23,7 @@ def stripe_client(
 ) -> stripe.StripeClient:
     """Return a client that makes exactly one HTTP call for each of ours. One may be shared by many threads."""
     if settings.api_key is None:
-        raise ConfigurationError("no Stripe key is set", hint="set STRIPE_SECRET_KEY or STRIPE_SECRET_KEY_FILE")
+        raise no_key()
     stripe.enable_telemetry = False
     os.environ.setdefault("STRIPE_SUPPRESS_NOTICES", "true")  # else a response header becomes a Python warning
     return stripe.StripeClient(
@@ -41,3 +41,8 @@ def stripe_client(
             read_timeout_s=read_timeout_s,
         ),
     )
+
+
+def no_key() -> ConfigurationError:
+    """Return what to say where Stripe must be asked and no key is set."""
+    return ConfigurationError("no Stripe key is set", hint="set STRIPE_SECRET_KEY or STRIPE_SECRET_KEY_FILE")

@@ -30,12 +30,10 @@ class StripeEvents:
 
     def pages(self, types: Collection[str], since: datetime) -> Iterator[list[StripeEvent]]:
         """Yield the events created since then, page by page, newest first. Raises the MeterctlError that fits."""
-        thin = sorted(one for one in types if is_thin(one))
-        snapshots = sorted(set(types) - set(thin))
-        for chunk in _chunks(snapshots):
-            yield from self._snapshots(chunk, since)
-        for chunk in _chunks(thin):
-            yield from self._thin(chunk, since)
+        for part in lists_of(types):
+            read = self._thin if is_thin(part[0]) else self._snapshots
+            for chunk in _chunks(part):
+                yield from read(chunk, since)
 
     def _snapshots(self, types: list[str], since: datetime) -> Iterator[list[StripeEvent]]:
         params = {"types": types, "created": {"gte": int(since.timestamp())}, "limit": PAGE_SIZE}
