@@ -20,7 +20,6 @@ from integration.test_error_reports import (
     settle,
     stamps,
 )
-from integration.test_reconcile import reconcile
 from meterctl.core.spans import Span
 from meterctl.errors import ExitCode, UnavailableError
 from meterctl.postgres.forget import find_forgettable
@@ -30,6 +29,7 @@ from meterctl.postgres.settlements import put_in_doubt
 from meterctl.sandbox.local_stripe.events import RelatedObject
 from meterctl.sandbox.local_stripe.faults import Fault, FaultKind
 from metered_devices import GAUGE, open_devices, organisation
+from reconciling import reconcile
 from world import World
 
 

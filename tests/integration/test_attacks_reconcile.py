@@ -9,7 +9,6 @@ from itertools import pairwise
 import psycopg
 import pytest
 
-from integration.test_reconcile import DAY, HOUR, MINUTE, at, figures, later, lose, minute_of, reconcile
 from meterctl.core.reconciliation import Cause, Difference
 from meterctl.core.spans import Span
 from meterctl.errors import ExitCode
@@ -19,6 +18,7 @@ from meterctl.postgres.ledger_admin import retry
 from meterctl.postgres.recover import adopt_copy
 from meterctl.postgres.settlements import put_in_doubt
 from meterctl.sandbox.local_stripe import Fault, FaultKind, LocalStripe
+from reconciling import DAY, HOUR, MINUTE, at, figures, later, lose, minute_of, reconcile
 from world import World
 
 

@@ -1,150 +1,31 @@
 """The ledger beside Stripe's totals: what is equal is proven, and what is not is found, named and told how to mend."""
 
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
-from typing import Any
 
-import psycopg
 import pytest
 
-from meterctl.actions.reading_plan import default_span, reading_plan
-from meterctl.actions.reconcile import MeterSide, Reconciliation
-from meterctl.core.reconciliation import Cause, Difference
+from meterctl.core.reconciliation import Cause
 from meterctl.core.spans import Span
-from meterctl.errors import ExitCode, UnavailableError
-from meterctl.ports import GroupedReading
-from meterctl.postgres.reconciliations import PostgresReconciliations
-from meterctl.postgres.summary import MeterFigures, meter_figures
-from meterctl.render.reconcile import ReconcileDocument
+from meterctl.errors import ExitCode
 from meterctl.sandbox.local_stripe import Fault, FaultKind
-from meterctl.settings import RowsMeter
-from meterctl.stripe_api.client import stripe_client
-from meterctl.stripe_api.summaries import MeterSummaries
+from reconciling import (
+    COUNTING_METER,
+    DAY,
+    HOUR,
+    MINUTE,
+    at,
+    figures,
+    foreign,
+    kept,
+    later,
+    lose,
+    minute_of,
+    only_one,
+    reads,
+    reconcile,
+)
 from world import World
-
-MINUTE = timedelta(minutes=1)
-HOUR = timedelta(hours=1)
-DAY = timedelta(days=1)
-
-COUNTING_METER: dict[str, object] = {
-    "source": "rows",
-    "formula": "count",
-    "table": "runs",
-    "occurred_at": "started_at",
-    "payers": [{"lookup": "individual", "column": "user_id"}],
-}
-
-LOST_READ = Fault(kind=FaultKind.ERROR_500, operation="event_summaries.list", times=None)
-
-
-def reconcile(
-    world: World,
-    *,
-    span: Span | None = None,
-    only: tuple[str, ...] = (),
-    reads_max: int = 300,
-    after_read: Callable[[], None] = lambda: None,
-    unreadable: tuple[str, ...] = (),
-) -> ReconcileDocument:
-    """Compare once, as the command does. `after_read` is done behind each read of Stripe's totals."""
-    settings = world.settings()
-    with psycopg.connect(world.database_url, autocommit=True) as connection:
-        sides = []
-        for meter in settings.enabled_meters.values():
-            assert isinstance(meter, RowsMeter)
-            name = meter.event_name
-            client = stripe_client(settings.stripe, connections_max=1)
-            totals = Watched(MeterSummaries(client, name, livemode=False, pace_per_s=None), after_read, unreadable)
-            ledger = PostgresReconciliations(connection, event_name=name, formula=meter.formula, run_id=1)
-            sides.append(MeterSide(event_name=name, ledger=ledger, totals=totals))
-        span = span or default_span(world.time.now())
-        known = [one for side in sides for one in side.ledger.customers(span, only)]
-        plan = reading_plan(known, span, reads_max=reads_max)
-        by_name = {side.event_name: side for side in sides}
-        Reconciliation(sides=by_name, plan=plan, clock=world.time, may_go_on=lambda: True).run()
-    return ReconcileDocument(plan=plan, sides=sides)
-
-
-class Watched:
-    def __init__(self, totals: MeterSummaries, after_read: Callable[[], None], unreadable: tuple[str, ...]) -> None:
-        self._totals = totals
-        self._after_read = after_read
-        self._unreadable = unreadable
-
-    def grouped(self, customer: str, start: datetime, end: datetime, unit: timedelta | None) -> GroupedReading:
-        if customer in self._unreadable:
-            raise UnavailableError("no answer")
-        reading = self._totals.grouped(customer, start, end, unit)
-        self._after_read()
-        return reading
-
-
-def foreign(world: World, value: Any, at: datetime, *, customer: str = "cus_ada") -> None:
-    """Somebody else reports."""
-    stripe_client(world.settings().stripe, connections_max=1).v1.billing.meter_events.create(
-        {
-            "event_name": "ai_suggestion",
-            "payload": {"stripe_customer_id": customer, "value": str(value)},
-            "timestamp": int(at.timestamp()),
-        }
-    )
-
-
-def lose(world: World, user: str, *quantities: Any, ago: timedelta = HOUR) -> None:
-    """Usage that Stripe answered with 200 and dropped afterwards: it did not know the customer then. It does now."""
-    for quantity in quantities:
-        world.usage(user, quantity, ago=ago)
-    world.stripe.set_options(unknown_customer="later")
-    world.run()
-    world.stripe.create_customer(f"cus_{user}")
-    assert set(world.states()) == {"accepted"}
-
-
-def later(world: World, wait: timedelta = 3 * HOUR) -> None:
-    """Stripe's totals have caught up with all that was sent."""
-    world.time.advance(wait)
-
-
-def figures(world: World) -> MeterFigures:
-    with psycopg.connect(world.database_url, autocommit=True) as connection:
-        (found,) = meter_figures(connection, world.time.now(), {})
-    return found
-
-
-def kept(world: World) -> list[dict[str, Any]]:
-    return world.rows("SELECT * FROM meterctl.reconciliations ORDER BY id")
-
-
-def reads(world: World) -> int:
-    return len(world.stripe.requests("event_summaries.list"))
-
-
-def only_one(document: ReconcileDocument) -> Difference:
-    (difference,) = document.differences
-    return difference
-
-
-def minute_of(row: dict[str, Any]) -> Span:
-    start = row["sent_timestamp"].replace(second=0)
-    return Span(start=start, end=start + MINUTE)
-
-
-def at(world: World, ago: timedelta) -> datetime:
-    return world.time.now() - ago
-
-
-@pytest.fixture
-def ada(world: World) -> World:
-    world.customer("ada")
-    return world
-
-
-@pytest.fixture
-def new_ada(world: World) -> World:
-    """Stripe does not know her yet."""
-    world.customer("ada", known=False)
-    return world
 
 
 def test_equal_totals_are_proven(ada: World) -> None:
@@ -278,21 +159,6 @@ def test_totals_that_lag_are_no_alarm_and_no_proof(ada: World) -> None:
     assert (reconcile(ada).differences, kept(ada)[1]["proven"]) == ([], True)
 
 
-def test_what_is_sent_while_totals_are_read_is_no_difference(ada: World) -> None:
-    """A report runs at the same time: Stripe's answer is older than the ledger's."""
-    ada.usage("ada", 3, ago=DAY)
-    ada.run()
-    later(ada)
-
-    def report() -> None:
-        ada.usage("ada", 4, ago=DAY)
-        ada.run()
-
-    document = reconcile(ada, after_read=report)
-    assert {difference.cause for difference in document.differences} == {Cause.NOT_YET_CAUGHT_UP}
-    assert document.exit_code is ExitCode.OK
-
-
 def test_an_event_accepted_after_the_comparison_takes_the_proof_back_to_its_minute(ada: World) -> None:
     ada.usage("ada", 3, ago=9 * DAY)
     ada.run()
@@ -395,92 +261,6 @@ def test_decimals_that_no_double_holds_are_equal(ada: World) -> None:
     assert reconcile(ada).differences == []
 
 
-def test_a_long_range_is_read_page_by_page(ada: World) -> None:
-    ada.usage("ada", 3, ago=30 * DAY)
-    ada.run()
-    ada.time.advance(250 * DAY)
-    midnight = ada.time.now().replace(hour=0)
-    ada.stripe.set_options(zero_usage="zero_row")
-    document = reconcile(ada, span=Span(start=midnight - 300 * DAY, end=midnight))
-    assert (document.differences, document.counts()["reads"], document.plan.reads_each) == ([], 3, 3)
-
-
-def test_the_longest_unproven_come_first_and_the_others_are_left(ada: World) -> None:
-    for name in ("ada", "bob", "eve"):
-        if name != "ada":
-            ada.customer(name)
-        ada.usage(name, 1, ago=2 * DAY)
-    ada.run()
-    later(ada)
-    first = reconcile(ada, reads_max=5)
-    assert first.counts() == {"customers": 2, "equal": 2, "different": 0, "left": 1, "reads": 4}
-    eves = minute_of(next(event for event in ada.events() if event["customer"] == "cus_eve"))
-    assert figures(ada).proven_up_to == eves.start, "who is left is not proven"
-    ada.time.advance(MINUTE)
-    reconcile(ada, reads_max=2)
-    assert [row["customer"] for row in kept(ada)] == ["cus_ada", "cus_bob", "cus_eve"]
-    assert figures(ada).proven_up_to == at(ada, timedelta(minutes=76))
-
-
-def test_without_reads_to_narrow_the_day_is_named_and_how_to_go_on(new_ada: World) -> None:
-    lose(new_ada, "ada", 3, ago=2 * DAY)
-    later(new_ada)
-    difference = only_one(reconcile(new_ada, reads_max=2))
-    assert (difference.cause, difference.span.length) == (Cause.SHORTFALL, DAY)
-    assert difference.command is not None
-    assert difference.command.startswith("meterctl reconcile --meter ai_suggestion --customer cus_ada --since 2026")
-    difference = only_one(reconcile(new_ada, span=difference.span, reads_max=2))
-    assert difference.span.length == HOUR
-    assert only_one(reconcile(new_ada, span=difference.span)).span.length == MINUTE
-
-
-def test_what_was_found_before_stripe_went_away_is_kept(ada: World) -> None:
-    ada.customer("bob")
-    for name in ("ada", "bob"):
-        ada.usage(name, 1, ago=2 * DAY)
-    ada.run()
-    later(ada)
-    count = 0
-
-    def go_away() -> None:
-        nonlocal count
-        count += 1
-        if count == 2:
-            ada.stripe.add_fault(LOST_READ)
-
-    document = reconcile(ada, after_read=go_away)
-    assert document.exit_code is ExitCode.UNAVAILABLE
-    assert document.counts() == {"customers": 1, "equal": 1, "different": 0, "left": 1, "reads": 3}
-    assert [row["customer"] for row in kept(ada)] == ["cus_ada"]
-
-
-def test_a_difference_is_kept_though_it_could_not_be_narrowed(new_ada: World) -> None:
-    lose(new_ada, "ada", 3, ago=2 * DAY)
-    later(new_ada)
-    count = 0
-
-    def go_away() -> None:
-        nonlocal count
-        count += 1
-        if count == 3:
-            new_ada.stripe.add_fault(LOST_READ)
-
-    document = reconcile(new_ada, after_read=go_away)
-    assert (only_one(document).span.length, document.exit_code) == (HOUR, ExitCode.UNAVAILABLE)
-    assert len(kept(new_ada)[0]["differences"]) == 1
-
-
-def test_an_outage_ends_it_after_three_customers(ada: World) -> None:
-    for n in range(6):
-        ada.customer(f"c{n}")
-        ada.usage(f"c{n}", 1)
-    ada.run()
-    later(ada)
-    ada.stripe.add_fault(LOST_READ)
-    document = reconcile(ada)
-    assert (document.counts()["left"], reads(ada), document.exit_code) == (6, 3, ExitCode.UNAVAILABLE)
-
-
 def test_customers_whose_events_were_all_rejected_are_compared(ada: World) -> None:
     """Stripe does not know the first, and has what somebody else sent for the second."""
     ada.customer("eve", known=False)
@@ -520,26 +300,6 @@ def test_late_events_are_counted_for_information(ada: World) -> None:
     assert (document.sides[0].late_count, document.sides[0].late_units, document.exit_code) == (1, 3, ExitCode.OK)
 
 
-def test_two_comparisons_of_one_customer_leave_one_latest(ada: World) -> None:
-    ada.usage("ada", 3, ago=DAY)
-    ada.run()
-    later(ada)
-    reconcile(ada)
-    reconcile(ada)
-    assert [row["latest"] for row in kept(ada)] == [False, True]
-
-
-def test_single_customers_that_cannot_be_read_hold_up_no_other(ada: World) -> None:
-    names = [f"c{n}" for n in range(8)]
-    for name in names:
-        ada.customer(name)
-        ada.usage(name, 1)
-    ada.run()
-    later(ada)
-    document = reconcile(ada, unreadable=tuple(f"cus_{name}" for name in names[::2]))
-    assert (document.counts()["equal"], document.left_count, document.exit_code) == (4, 4, ExitCode.UNAVAILABLE)
-
-
 def test_what_is_being_sent_is_no_alarm(ada: World) -> None:
     ada.usage("ada", 3, ago=3 * HOUR)
     ada.stripe.add_fault(Fault(kind=FaultKind.LOST_ANSWER, times=None))
@@ -550,29 +310,6 @@ def test_what_is_being_sent_is_no_alarm(ada: World) -> None:
     later(ada)
     document = reconcile(ada)
     assert (only_one(document).cause, document.exit_code) == (Cause.NOT_YET_CAUGHT_UP, ExitCode.OK)
-
-
-@pytest.mark.parametrize("read_count", [2, 3, 4, 5, 6, 7, 8])
-def test_what_moves_while_it_is_read_has_not_caught_up(ada: World, read_count: int) -> None:
-    """They lag longer than ever seen, and catch up between two reads, whichever these are."""
-    ada.stripe.set_options(summary_lag_s=5 * 3600)
-    for n in range(60):
-        ada.usage("ada", 3, created_at=at(ada, DAY) + n * MINUTE)
-    ada.run()
-    later(ada)
-    assert {difference.cause for difference in reconcile(ada).differences} == {Cause.SHORTFALL}
-    count = 0
-
-    def catch_up() -> None:
-        nonlocal count
-        count += 1
-        if count == read_count:
-            ada.stripe.set_options(summary_lag_s=0)
-
-    causes = {difference.cause for difference in reconcile(ada, after_read=catch_up).differences}
-    assert Cause.NOT_YET_CAUGHT_UP in causes
-    assert Cause.FOREIGN_WRITER not in causes
-    assert reconcile(ada).differences == []
 
 
 def test_a_small_rest_of_a_large_total_is_not_measured_too_finely(ada: World) -> None:
